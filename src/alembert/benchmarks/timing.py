@@ -1,0 +1,143 @@
+"""Wall-clock comparison of candidates on a machine that is not quiet, and what that machine is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+
+from alembert.common.errors import InputError
+
+
+class Quartiles(NamedTuple):
+    """Median, first and third quartile of a sample."""
+
+    median: float
+    lower: float
+    upper: float
+
+
+@dataclass
+class Timing:
+    """Seconds that one candidate took, round by round, warm-up left out."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def quartiles(self) -> Quartiles:
+        """Median and quartiles of the seconds."""
+        return _quartiles(self.seconds)
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return self.quartiles.median
+
+    def per_second(self, items: int) -> Quartiles:
+        """Median and quartiles of a throughput, where every round handled `items` items."""
+        return _quartiles([items / seconds for seconds in self.seconds])
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int,
+    warm_up: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Times every candidate once per round, so that whatever disturbs the machine disturbs all of them alike.
+
+    The order is rotated from round to round: each candidate comes first, second, … equally often.
+
+    Args:
+        candidates: by name; each call does the whole work and returns only when it is done (a candidate on an
+            accelerator synchronises before it returns).
+        repeats: timed rounds, at least 1.
+        warm_up: rounds before them that are not timed, at least 0.
+        progress: called after every candidate's run with the runs done and the runs in all, warm-up included.
+        clock: seconds from any starting point, growing.
+
+    Returns:
+        The timings by name, each with `repeats` values; values at the same place are of the same round.
+
+    Raises:
+        InputError: no candidates, or a number of rounds out of range.
+    """
+    if not candidates:
+        raise InputError("Nothing to time: give at least one candidate.")
+    if repeats < 1 or warm_up < 0:
+        raise InputError(
+            f"repeats is {repeats} and warm_up is {warm_up}: at least 1 and 0 rounds are needed."
+        )
+    names = list(candidates)
+    timings = {name: Timing() for name in names}
+    total, done = (warm_up + repeats) * len(names), 0
+    for round_index in range(-warm_up, repeats):
+        shift = round_index % len(names)
+        for name in names[shift:] + names[:shift]:
+            started = clock()
+            candidates[name]()
+            elapsed = clock() - started
+            if round_index >= 0:
+                timings[name].seconds.append(elapsed)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return timings
+
+
+def ratio(baseline: Timing, candidate: Timing) -> Quartiles:
+    """How many times faster the candidate is: median and quartiles of baseline / candidate, round by round.
+
+    Raises:
+        ValueError: the two were not timed for the same number of rounds.
+    """
+    return _quartiles([slow / fast for slow, fast in zip(baseline.seconds, candidate.seconds, strict=True)])
+
+
+def machine_description(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """What a measurement was taken on.
+
+    Keys: "processor" (its name), "cores" (that this process may use), "threads" (torch's, within an
+    operation), "torch" and "transformers" (versions), "device".
+    """
+    return {
+        "processor": _processor_name(),
+        "cores": _usable_cores(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "device": _device_name(torch.device(device)),
+    }
+
+
+def _quartiles(values: list[float]) -> Quartiles:
+    lower, median, upper = np.quantile(values, [0.25, 0.5, 0.75])
+    return Quartiles(float(median), float(lower), float(upper))
+
+
+def _processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    # Containers and batch systems often grant fewer cores than the machine has; macOS cannot tell.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

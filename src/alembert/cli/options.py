@@ -1,0 +1,180 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from alembert.common.errors import InputError
+
+
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes a YAML file's entries the defaults of the options of the same name; flags override them."""
+    if path is None:
+        return None
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: is no valid YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path}: must hold `name: value` lines")
+    names = {parameter.name: parameter for parameter in context.command.params}
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in names and f"{name}_" not in names:
+            known = ", ".join(sorted(str(name).replace("_", "-") for name in names))
+            raise InputError(f"--config {path}: unknown entry {key!r}; this command knows {known}")
+        if name == "set":
+            name, value = "set_", [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+        defaults[name] = value
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", callback=read_config, is_eager=True, help="YAML file of options; flags override it."
+    ),
+]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data", help="Folder with train/dev/test files, one file, or a hub id (TSV, CSV, JSONL, Parquet)."
+    ),
+]
+OutputOption = Annotated[Path, typer.Option("--output", help="The run directory.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a run of another configuration.")]
+TaskOption = Annotated[
+    str | None, typer.Option("--task", help="A GLUE task: its columns, labels and metrics.")
+]
+TextColumnOption = Annotated[str | None, typer.Option(help="Column of the text.")]
+PairColumnOption = Annotated[str | None, typer.Option(help="Column of the second text of pairs.")]
+LabelColumnOption = Annotated[str | None, typer.Option(help="Column of the label.")]
+ProblemTypeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="single_label_classification, multi_label_classification or regression; found from the labels."
+    ),
+]
+LabelSeparatorOption = Annotated[
+    str | None, typer.Option(help="Separates the labels of a multi-label field.")
+]
+LabelTypeOption = Annotated[
+    str | None, typer.Option(help="string: take labels as written, even mixed with numbers.")
+]
+MaxTrainRowsOption = Annotated[
+    int | None, typer.Option(min=1, help="Use this many train rows, drawn by seed.")
+]
+MaxDevRowsOption = Annotated[int | None, typer.Option(min=1, help="Use this many dev rows, drawn by seed.")]
+MaxTestRowsOption = Annotated[int | None, typer.Option(min=1, help="Use this many test rows, drawn by seed.")]
+EpochsOption = Annotated[float | None, typer.Option(help="Passes over the train split.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Texts per optimiser step, over all processes.")]
+LearningRateOption = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+MaxLengthOption = Annotated[int | None, typer.Option(help="Cut texts to this many tokens.")]
+SeedOption = Annotated[int | None, typer.Option(help="Of initialisation, order and dropout.")]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--training",
+        metavar="NAME=VALUE",
+        help="Any other training setting, as listed by `alembert methods`.",
+    ),
+]
+ReportToOption = Annotated[list[str] | None, typer.Option(help="Trackers: tensorboard, wandb, mlflow.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")]
+
+
+PolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="entropy, top_k_entropy, max_probability, margin, patience or learned; by the task unless given."
+    ),
+]
+TopKOption = Annotated[int | None, typer.Option(help="K of the policy top_k_entropy.")]
+RenormaliseOption = Annotated[
+    bool | None, typer.Option(help="Whether top_k_entropy divides the K probabilities by their sum.")
+]
+BatchTokensOption = Annotated[int, typer.Option(min=1, help="Rows × longest row of a batch.")]
+
+
+class Resume(StrEnum):
+    """What to do with an earlier run in the same folder."""
+
+    auto = "auto"
+    never = "never"
+
+
+ResumeOption = Annotated[
+    Resume, typer.Option(help="auto goes on with an interrupted run; never starts anew.")
+]
+
+
+def parse_assignments(pairs: list[str] | None, flag: str) -> dict[str, Any]:
+    """`name=value` strings as a dictionary; values are read as YAML."""
+    result: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"{flag} {pair!r}: must be name=value")
+        result[name.strip().replace("-", "_")] = yaml.safe_load(value)
+    return result
+
+
+def training_settings(**given: Any) -> dict[str, Any]:
+    """The training settings that were given on the command line, `training` assignments included."""
+    extra = parse_assignments(given.pop("training", None), "--training")
+    return extra | {name: value for name, value in given.items() if value is not None}
+
+
+def limit_rows(task: Any, limits: dict[str, int | None], seed: int) -> Any:
+    """The task with splits cut to the given numbers of rows, drawn by seed."""
+    from dataclasses import replace
+
+    splits = dict(task.splits)
+    for split, limit in limits.items():
+        if limit is not None and split in splits and limit < splits[split].num_rows:
+            splits[split] = splits[split].shuffle(seed=seed).select(range(limit))
+    return replace(task, splits=splits)
+
+
+def quiet_libraries() -> None:
+    """Leaves progress and warnings to Alembert: other libraries' bars show on a terminal only."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
+def load_adaptive(run: str, **options: Any) -> Any:
+    """The classifier in a run directory; options that are None keep its defaults."""
+    from alembert.runtime.adaptive import AdaptiveClassifier
+
+    given = {name: value for name, value in options.items() if value is not None}
+    return AdaptiveClassifier.from_pretrained(run, **given)
+
+
+def load_evaluation_task(data: str, classifier: Any, **columns: Any) -> Any:
+    """Labelled data read with the labels and the problem type of a model."""
+    from alembert.data import load_task
+
+    return load_task(
+        data,
+        problem_type=classifier.facts.problem_type,
+        label_names=classifier.facts.label_names,
+        required_splits=(),
+        **columns,
+    )

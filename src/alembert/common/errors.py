@@ -1,0 +1,10 @@
+"""Errors that are the caller's to mend."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """The input is wrong: says what, where (file, row, field) and what to do.
+
+    The command line prints the message alone and exits with code 2.
+    """

@@ -1,0 +1,267 @@
+"""Streams rows out of TSV, CSV, JSON Lines and Parquet files, one record at a time."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alembert.common.errors import InputError
+from alembert.common.files import file_sha256
+
+FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+
+Row = tuple[int, Sequence[Any]]
+"""A row's number, as messages give it, and the values of the columns asked for."""
+
+
+def at(source: str, row: int | None = None, field: str | None = None) -> str:
+    """The place that a message speaks of, e.g. ``train.tsv, row 7, field 'label'``."""
+    place = source if row is None else f"{source}, row {row}"
+    return place if field is None else f"{place}, field '{field}'"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns with names and a way to stream their rows.
+
+    Attributes:
+        source: what messages call it: the path, or the hub's id and split.
+        columns: the column names, in order.
+        content_key: text that changes when the content does.
+        read: given column names, yields each row's number and those columns' values. Rows are numbered as
+            an editor shows them: the lines of a text file from 1, its header included; the rows of a
+            Parquet file from 1. Raises InputError on a row that cannot be read.
+        has_header: whether the column names are the first line of the file.
+    """
+
+    source: str
+    columns: tuple[str, ...]
+    content_key: str
+    read: Callable[[Sequence[str]], Iterator[Row]]
+    has_header: bool = False
+
+
+def open_table(path: str | Path) -> Table:
+    """Opens a ``.tsv``, ``.csv``, ``.jsonl`` (or ``.json`` with an object per line) or ``.parquet`` file.
+
+    TSV has no quoting: each line is a row, each tab a border. CSV has standard quoting, with line breaks
+    inside quotes. Text is UTF-8; a byte order mark is skipped.
+
+    Raises:
+        InputError: the ending is unknown, the file is missing, unreadable or empty, it has a header alone,
+            or a column name stands twice in it.
+    """
+    path = Path(path)
+    file_format = FORMATS.get(path.suffix.lower())
+    if file_format is None:
+        raise InputError(f"{path}: unknown file ending '{path.suffix}'; known are {', '.join(FORMATS)}.")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file.")
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty.")
+        if file_format == "parquet":
+            columns, read = _parquet(path)
+        else:
+            _refuse_utf16(path)
+            columns, read = _json_lines(path) if file_format == "jsonl" else _delimited(path, file_format)
+        content_key = f"{file_format}-{file_sha256(path)}"
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    for column in columns:
+        check_encoding(str(path), 1, None, column)
+        if columns.count(column) > 1:
+            raise InputError(
+                f"{at(str(path), 1, column)}: this column stands twice in the header; rename one."
+            )
+    return Table(str(path), columns, content_key, read, has_header=file_format in ("tsv", "csv"))
+
+
+def table_of_arrow(
+    source: str, schema: pa.Schema, content_key: str, batches: Callable[[Sequence[str]], Iterable[Any]]
+) -> Table:
+    """A table over Arrow record batches; `batches` starts a pass over the columns named."""
+    return Table(source, tuple(schema.names), content_key, partial(_arrow_rows, batches))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the number and text of each line without its end; empty lines at the file's end are dropped.
+
+    Bytes that are not UTF-8 become lone surrogates, which `check_encoding` reports with their field.
+
+    Raises:
+        InputError: an empty line stands before a line that is not empty.
+    """
+    empty: int | None = None
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.rstrip("\r\n")
+            if not text:
+                empty = empty or number
+                continue
+            if empty is not None:
+                raise InputError(f"{at(str(path), empty)}: the line is empty; remove it or fill it.")
+            yield number, text
+
+
+def check_encoding(source: str, row: int | None, field: str | None, text: str) -> None:
+    """Refuses text that held bytes which are not UTF-8 (they arrive here as lone surrogates)."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        what = (
+            f"the byte 0x{code - 0xDC00:02x}"
+            if 0xDC80 <= code <= 0xDCFF
+            else f"the lone surrogate U+{code:04X}"
+        )
+        raise InputError(
+            f"{at(source, row, field)}: not UTF-8: {what} at character {error.start + 1}. Convert the file, "
+            "e.g. `iconv -f LATIN1 -t UTF-8 OLD > NEW` with the encoding that it was written in."
+        ) from None
+
+
+def _refuse_utf16(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise InputError(
+                f"{at(str(path), 1)}: the file is UTF-16, not UTF-8. "
+                "Convert it: `iconv -f UTF-16 -t UTF-8 OLD > NEW`."
+            )
+
+
+def _delimited(
+    path: Path, file_format: str
+) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Iterator[Row]]]:
+    records = partial(_tsv_records if file_format == "tsv" else _csv_records, path)
+    first_two = list(itertools.islice(records(), 2))
+    if not first_two:
+        raise InputError(f"{path}: the file is empty.")
+    columns = tuple(name.strip() for name in first_two[0][1])
+    if len(first_two) == 1:
+        raise InputError(f"{path}: there are no rows, only the header {_listed(columns)}.")
+    return columns, partial(_delimited_rows, str(path), columns, records)
+
+
+def _delimited_rows(
+    source: str, columns: tuple[str, ...], records: Callable[[], Iterator[Row]], wanted: Sequence[str]
+) -> Iterator[Row]:
+    positions = [columns.index(name) for name in wanted]
+    width = len(columns)
+    for number, values in itertools.islice(records(), 1, None):
+        if len(values) != width:
+            last = columns[min(len(values), width) - 1]
+            raise InputError(
+                f"{at(source, number, last)}: the row has {len(values)} field{'s'[: len(values) != 1]}; the header has {width}: {_listed(columns)}. "
+                f"Look for a {'missing' if len(values) < width else 'surplus'} separator there or before."
+            )
+        yield number, [values[position] for position in positions]
+
+
+def _tsv_records(path: Path) -> Iterator[Row]:
+    return ((number, line.split("\t")) for number, line in read_lines(path))
+
+
+def _csv_records(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)
+    empty: int | None = None
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        while True:
+            number = reader.line_num + 1
+            try:
+                values = next(reader, None)
+            except csv.Error as error:
+                raise InputError(
+                    f"{at(str(path), number)}: not well-formed CSV ({error}); "
+                    'a field with a quote, comma or line break is quoted, and quotes in it are doubled ("").'
+                ) from None
+            if values is None:
+                return
+            if not values:
+                empty = empty or number
+                continue
+            if empty is not None:
+                raise InputError(f"{at(str(path), empty)}: the line is empty; remove it or fill it.")
+            yield number, values
+
+
+def _json_lines(path: Path) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Iterator[Row]]]:
+    first = next(_json_objects(path), None)
+    if first is None:
+        raise InputError(f"{path}: the file is empty.")
+    return tuple(first[1]), partial(_json_rows, path)
+
+
+def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in read_lines(path):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            advice = (
+                " The file looks like one JSON list." if number == 1 and line.lstrip().startswith("[") else ""
+            )
+            raise InputError(
+                f"{at(str(path), number)}: not JSON ({error.msg}, character {error.colno}); "
+                f"each line must be an object.{advice}"
+            ) from None
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{at(str(path), number)}: a JSON {type(value).__name__}; each line must be an object, "
+                'e.g. {"text": "…", "label": "…"}.'
+            )
+        yield number, value
+
+
+def _json_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+    for number, record in _json_objects(path):
+        for name in wanted:
+            if name not in record:
+                raise InputError(
+                    f"{at(str(path), number, name)}: this row lacks the field; it has {_listed(record)}."
+                )
+        yield number, [record[name] for name in wanted]
+
+
+def _parquet(path: Path) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Iterator[Row]]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            columns, rows = tuple(file.schema_arrow.names), file.metadata.num_rows
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: cannot be read as Parquet: {error}") from None
+    if rows == 0:
+        raise InputError(f"{path}: there are no rows, only the columns {_listed(columns)}.")
+    return columns, partial(_arrow_rows, partial(_parquet_batches, path))
+
+
+def _parquet_batches(path: Path, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=4096, columns=list(wanted))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be read as Parquet: {error}") from None
+
+
+def _arrow_rows(
+    batches: Callable[[Sequence[str]], Iterable[pa.RecordBatch]], wanted: Sequence[str]
+) -> Iterator[Row]:
+    numbers = itertools.count(1)
+    for batch in batches(wanted):
+        columns = [batch.column(name).to_pylist() for name in wanted]
+        yield from zip(numbers, zip(*columns, strict=True))  # noqa: B905 (numbers never end)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

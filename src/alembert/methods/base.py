@@ -1,0 +1,97 @@
+"""What a method is: options, presets, the model it trains and its stages."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from transformers import PreTrainedModel
+
+from alembert.common.errors import InputError
+from alembert.data.task import Task
+from alembert.training.settings import TrainingSettings
+from alembert.training.stage import Stage
+
+
+class MethodOptions(BaseModel):
+    """Options of a method beyond the training settings; set with `--set name=value`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Preset(BaseModel):
+    """Named values for a method's options and training settings; everything else keeps its default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+OptionsT = TypeVar("OptionsT", bound=MethodOptions)
+
+
+class Method(ABC, Generic[OptionsT]):
+    """A distillation method: builds the model that learns, and lists the stages that teach it.
+
+    Class attributes:
+        name: as given to `--method`.
+        paper: the reference.
+        options_class: the pydantic model of its options.
+        presets: "default", "paper", and "code" where published code differs from the paper.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    options_class: ClassVar[type[MethodOptions]]
+    presets: ClassVar[dict[str, Preset]]
+
+    def __init__(self, options: OptionsT) -> None:
+        self.options = options
+
+    @abstractmethod
+    def build_model(self, teacher: PreTrainedModel, task: Task) -> PreTrainedModel:
+        """The model that learns, initialised."""
+
+    @abstractmethod
+    def stages(self, model: PreTrainedModel, task: Task, settings: TrainingSettings) -> list[Stage]:
+        """The stages in order."""
+
+    def finish(self, model: PreTrainedModel) -> None:
+        """Removes from the model what only its training needed."""
+
+
+def resolve(
+    method: type[Method[Any]], preset: str, options: dict[str, Any], settings: dict[str, Any]
+) -> tuple[MethodOptions, TrainingSettings]:
+    """Preset values overridden by `options` and `settings`, validated.
+
+    Raises InputError naming the preset, option or setting that does not exist or has a wrong value.
+    """
+    if preset not in method.presets:
+        raise InputError(
+            f"method {method.name} has no preset {preset!r}: choose one of {', '.join(sorted(method.presets))}"
+        )
+    chosen = method.presets[preset]
+    return (
+        validated(method.options_class, chosen.options | options, f"option of method {method.name}"),
+        validated(TrainingSettings, chosen.settings | settings, "training setting"),
+    )
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def validated(model: type[ModelT], values: dict[str, Any], what: str) -> ModelT:
+    """`values` as a `model`; InputError names the first that does not exist or does not fit, as a `what`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            raise InputError(
+                f"unknown {what} {name!r}: choose from {', '.join(model.model_fields)}"
+            ) from error
+        raise InputError(f"{what} {name}={fault['input']!r}: {fault['msg'].lower()}") from error

@@ -1,0 +1,19 @@
+"""The methods by name; a new one is a file and a line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembert.common.errors import InputError
+from alembert.methods.base import Method
+from alembert.methods.fastbert import FastBert
+from alembert.methods.ms_bert import MsBert
+
+METHODS: dict[str, type[Method[Any]]] = {method.name: method for method in (FastBert, MsBert)}
+
+
+def find_method(name: str) -> type[Method[Any]]:
+    """The method called `name`; InputError naming the known ones otherwise."""
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}: choose one of {', '.join(sorted(METHODS))}")
+    return METHODS[name]

@@ -1,0 +1,112 @@
+"""What FastBERT and MS-BERT share: exits on a frozen backbone, one backbone pass a batch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from alembert.data.task import Task
+from alembert.methods.base import Method, MethodOptions
+from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
+from alembert.models.placement import exit_layers
+from alembert.training.objective import Objective
+from alembert.training.settings import TrainingSettings
+from alembert.training.stage import Stage
+
+
+class ExitOptions(MethodOptions):
+    """Options of every method that trains exits on a frozen backbone.
+
+    Attributes:
+        placement: splicing strategy: `every_k`, `last_k` or `all` (MS-BERT, Fig. 2).
+        k: of the placement; None = 2 for `every_k`, half the layers for `last_k`.
+        layers: explicit exit layers instead of a placement.
+        exit_head: `fastbert`, `pooled` or `linear`.
+        exit_head_size: inner width of FastBERT heads.
+        learned_exit: also train the layer that foresees an exit's mistakes (BERxiT), for the `learned` policy.
+        kl: direction of the divergence; "student||teacher" is KL(p_s ‖ p_t).
+        temperature: softens both sides; the loss is scaled by its square.
+    """
+
+    placement: Literal["every_k", "last_k", "all"] = "every_k"
+    k: int | None = None
+    layers: tuple[int, ...] | None = None
+    exit_head: Literal["fastbert", "pooled", "linear"] = "fastbert"
+    exit_head_size: int = Field(128, ge=2)
+    learned_exit: bool = False
+    kl: Literal["student||teacher", "teacher||student", "symmetric"] = "student||teacher"
+    temperature: float = Field(1.0, gt=0)
+
+
+class SelfDistillationObjective(Objective):
+    """Sum over the exits of a per-exit loss, one logged term each, plus the learned exit's where there is one."""
+
+    def __init__(self, exits: tuple[int, ...], problem_type: str) -> None:
+        super().__init__()
+        self.exits, self.problem_type = exits, problem_type
+
+    @abstractmethod
+    def exit_losses(self, exit_logits: Tensor, output: MultiExitOutput) -> Tensor:
+        """Losses (E,) from exit logits (E, rows, labels) and the frozen side of the output."""
+
+    def forward(self, student: Any, teacher: Any | None, labels: Tensor | None) -> dict[str, Tensor]:
+        losses = self.exit_losses(student.exit_logits, student)
+        terms = {f"exit_{layer}": loss for layer, loss in zip(self.exits, losses, strict=True)}
+        if student.mistake_logits is not None:
+            terms["learned_exit"] = mistake_loss(
+                student.mistake_logits, student.exit_logits, student.logits, self.problem_type
+            )
+        return terms
+
+
+def mistake_loss(mistake_logits: Tensor, exit_logits: Tensor, logits: Tensor, problem_type: str) -> Tensor:
+    """BERxiT's learning-to-exit loss (Xin et al., EACL 2021, section 3.2), without labels.
+
+    MSE between sigmoid(mistake_logits) (E, rows) and 1 where an exit's answer differs from the full model's;
+    for regression the target is |tanh(ŷ_exit − ŷ_full)|. Mean over exits and rows; no gradient reaches the exits.
+    """
+    exit_logits, logits = exit_logits.detach(), logits.detach()
+    if problem_type == "regression":
+        target = torch.tanh(exit_logits - logits).abs()[..., 0]
+    elif problem_type == "multi_label_classification":
+        target = ((exit_logits > 0) != (logits > 0)).any(-1).float()
+    else:
+        target = (exit_logits.argmax(-1) != logits.argmax(-1)).float()
+    return functional.mse_loss(torch.sigmoid(mistake_logits), target)
+
+
+ExitOptionsT = TypeVar("ExitOptionsT", bound=ExitOptions)
+
+
+class SelfDistillation(Method[ExitOptionsT]):
+    """Stage B: backbone and final head are frozen, student exits learn from them."""
+
+    trainable: ClassVar[tuple[str, ...]] = ("exit_heads.", "learned_exit.")
+
+    @abstractmethod
+    def objective(self, model: MultiExitModel, task: Task) -> SelfDistillationObjective:
+        """The objective of the exits."""
+
+    def build_model(self, teacher: PreTrainedModel, task: Task) -> MultiExitModel:
+        if isinstance(teacher, MultiExitModel):
+            num_layers = teacher.num_layers
+        else:
+            num_layers = teacher.config.num_hidden_layers
+        options = self.options
+        return MultiExitModel.from_teacher(
+            teacher,
+            exit_layers=exit_layers(num_layers, options.placement, options.k, options.layers),
+            exit_head=options.exit_head,
+            exit_head_size=options.exit_head_size,
+            learned_exit=options.learned_exit,
+        )
+
+    def stages(self, model: PreTrainedModel, task: Task, settings: TrainingSettings) -> list[Stage]:
+        assert isinstance(model, MultiExitModel)
+        return [Stage("self-distillation", self.objective(model, task), settings, self.trainable)]

@@ -1,0 +1,182 @@
+"""Models and tokenizers from folders or hub ids: safetensors only, and loud about weights that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from alembert.common.errors import InputError
+from alembert.models.layered import SUPPORTED_FAMILIES
+from alembert.models.multi_exit import STOCK_HEAD, MultiExitConfig, MultiExitModel, check_loading
+
+# Weights that a pretrained encoder has or lacks by its pretraining, and that a classifier learns or drops.
+_HEAD_KEYS = ("classifier", "pooler", "pre_classifier", "head.", "score")
+_PRETRAINING_KEYS = (
+    *_HEAD_KEYS,
+    "cls.",
+    "lm_head",
+    "predictions",
+    "position_ids",
+    "vocab_",
+    "discriminator_",
+    "generator_",
+    "decoder.",
+)
+
+
+def load_encoder(
+    source: str, *, label_names: Sequence[str], problem_type: str, head: str = STOCK_HEAD
+) -> PreTrainedModel:
+    """A pretrained encoder with a fresh classification head, in fp32, ready to be fine-tuned.
+
+    Args:
+        source: folder or hub id of a supported family.
+        label_names: names in the order of the label ids; empty for regression (one output).
+        problem_type: transformers' problem type.
+        head: "stock" for the family's own classification head, else an exit head kind for the final head.
+
+    Raises InputError when the source cannot be read, its family is not supported or encoder weights are missing.
+    """
+    config = _load_config(source)
+    family = config.full_model["model_type"] if isinstance(config, MultiExitConfig) else config.model_type
+    if family not in SUPPORTED_FAMILIES or isinstance(config, MultiExitConfig):
+        raise InputError(
+            f"{source}: models of type {config.model_type!r} cannot be fine-tuned here; "
+            f"supported: {', '.join(SUPPORTED_FAMILIES)}"
+        )
+    names = list(label_names) or ["value"]
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    config.problem_type = problem_type
+    auto_class = AutoModelForSequenceClassification if head == STOCK_HEAD else AutoModel
+    same_labels = {} if head != STOCK_HEAD else {"ignore_mismatched_sizes": True}
+    model, info = _from_pretrained(auto_class, source, config=config, dtype=torch.float32, **same_labels)
+    info = dict(info) | {
+        "unexpected_keys": [key for key in info["unexpected_keys"] if not _is_one_of(key, _PRETRAINING_KEYS)],
+        "mismatched_keys": [key for key in info["mismatched_keys"] if not _is_one_of(key, _HEAD_KEYS)],
+    }
+    check_loading(info, source, allowed_missing=_HEAD_KEYS)
+    return model if head == STOCK_HEAD else MultiExitModel.from_full_model(model, final_head=head)
+
+
+def load_classifier(source: str) -> PreTrainedModel:
+    """A fine-tuned classifier, stock or multi-exit, in fp32 and evaluation mode.
+
+    Raises InputError when the source cannot be read or any weight of the classifier is missing, for instance
+    because it was never fine-tuned.
+    """
+    config = _load_config(source)
+    family = config.full_model["model_type"] if isinstance(config, MultiExitConfig) else config.model_type
+    if family not in SUPPORTED_FAMILIES:
+        raise InputError(
+            f"{source}: models of type {family!r} are not supported; supported: {', '.join(SUPPORTED_FAMILIES)}"
+        )
+    model, info = _from_pretrained(
+        AutoModelForSequenceClassification, source, config=config, dtype=torch.float32
+    )
+    if any(_is_one_of(key, _HEAD_KEYS) for key in info["missing_keys"]):
+        raise NoTrainedHeadError(
+            f"{source} has no trained classification head: fine-tune it first (alembert finetune)"
+        )
+    check_loading(info, source)
+    if model.config.problem_type is None:
+        model.config.problem_type = _usual_problem_type(model.config)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def load_any(source: str) -> tuple[PreTrainedModel, bool]:
+    """A classifier, or else the encoder alone, in evaluation mode; and whether it is a trained classifier."""
+    try:
+        return load_classifier(source), True
+    except NoTrainedHeadError:
+        encoder, _ = _from_pretrained(AutoModel, source, config=_load_config(source), dtype=torch.float32)
+        return encoder.eval(), False
+
+
+class NoTrainedHeadError(InputError):
+    """The checkpoint is an encoder whose classification head was never trained."""
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model; InputError when there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: no tokenizer could be read ({_first_line(error)})") from error
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{source}: its tokenizer has no padding token, which batches need")
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class ClassifierFacts:
+    """What data for a classifier must fit: its problem type and, in the order of its logits, its label names."""
+
+    problem_type: str
+    label_names: tuple[str, ...]
+
+
+def classifier_facts(source: str | PreTrainedModel) -> ClassifierFacts:
+    """The facts of a classifier, from its configuration alone; names are () for regression."""
+    config = _load_config(source) if isinstance(source, str) else source.config
+    problem_type = config.problem_type or _usual_problem_type(config)
+    if problem_type == "regression":
+        return ClassifierFacts(problem_type, ())
+    names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    return ClassifierFacts(problem_type, names)
+
+
+def _usual_problem_type(config: Any) -> str:
+    return "regression" if config.num_labels == 1 else "single_label_classification"
+
+
+def _load_config(source: str) -> Any:
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise InputError(f"{source}: no config.json in this folder, so it is no model in Hugging Face layout")
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{source}: no model could be read: neither a folder in Hugging Face layout nor a hub id that "
+            f"can be reached ({_first_line(error)})"
+        ) from error
+
+
+def _from_pretrained(auto_class: Any, source: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    try:
+        model, info = auto_class.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True, **options
+        )
+    except InputError:
+        raise
+    except (
+        Exception
+    ) as error:  # safetensors, transformers and json each raise their own kinds for a broken file
+        raise InputError(
+            f"{source}: the weights could not be read ({_first_line(error)}). Only safetensors files are read: "
+            "a model.safetensors must lie in the folder, whole and fitting its config.json."
+        ) from error
+    return model, info
+
+
+def _is_one_of(key: Any, parts: tuple[str, ...]) -> bool:
+    return any(part in str(key) for part in parts)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

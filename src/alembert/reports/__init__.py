@@ -1,0 +1,1 @@
+"""Tables and plots of evaluations, made from their results JSON alone."""

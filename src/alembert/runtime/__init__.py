@@ -1,0 +1,1 @@
+"""Adaptive inference: policies, batching, backends, and the classifier that joins them."""

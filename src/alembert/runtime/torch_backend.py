@@ -1,0 +1,133 @@
+"""Runs a multi-exit model layer by layer and keeps only the rows that go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from alembert.models.layered import EncoderState
+from alembert.models.multi_exit import MultiExitModel
+from alembert.runtime.policies import ExitPolicy, PolicyHistory
+
+
+@dataclass(frozen=True)
+class ExitedBatch:
+    """What a batch came to, rows in their order.
+
+    Attributes:
+        probabilities: (rows, labels) float32; softmax, sigmoid, or the value itself for regression.
+        exit_layers: (rows,) int64, the layer each row left after.
+        uncertainties: (rows,) float32, the policy's at the exit taken; NaN where the full model answered.
+    """
+
+    probabilities: np.ndarray
+    exit_layers: np.ndarray
+    uncertainties: np.ndarray
+
+
+class TorchBackend:
+    """A multi-exit or stock classifier on any torch device.
+
+    Args:
+        model: the model; it is moved to `device` and put in evaluation mode.
+        device: None = CUDA where there is one, else the CPU.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: str | torch.device | None = None) -> None:
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if not isinstance(model, MultiExitModel):
+            model = MultiExitModel.from_full_model(model)
+        self.model: MultiExitModel = model.to(chosen).eval()
+        self.device = torch.device(chosen)
+        self.exit_layers = model.exit_layers
+        self.num_layers = model.num_layers
+
+    @torch.inference_mode()
+    def run(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedBatch:
+        """Runs one padded batch: after each exit the rows with uncertainty < speed leave.
+
+        Args:
+            batch: input_ids, attention_mask and, for families that have them, token_type_ids; (rows, tokens) int64.
+            policy: resolved for the model's labels.
+            speed: in [0, 1]; at 0 no row can leave, so no exit is run and the full model answers.
+        """
+        model, layered = self.model, self.model.layered
+        inputs = {name: torch.as_tensor(values, device=self.device) for name, values in batch.items()}
+        state = layered.embed(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("token_type_ids"))
+        rows = torch.arange(len(state.hidden_states), device=self.device)
+        left = _Leavers()
+        history: PolicyHistory | None = None
+        for layer in range(1, self.num_layers):
+            state = layered.run_layer(layer, state)
+            if speed == 0 or str(layer) not in model.exit_heads:
+                continue
+            probabilities, learned = self._exit(layer, state, policy)
+            uncertainty, history = policy.uncertainty(probabilities, history, learned)
+            leaves = uncertainty < speed
+            leaving, staying = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
+            if len(leaving):
+                left.add(rows[leaving], probabilities[leaving], uncertainty[leaving], layer)
+                rows = rows[staying]
+                if not len(rows):
+                    break
+                state = layered.select(state, staying)
+                history = None if history is None else history.select(staying)
+        if len(rows):
+            state = layered.run_layer(self.num_layers, state)
+            logits = model.final_logits(layered.output(state), state.attention_mask)
+            probabilities = to_probabilities(logits, policy.problem_type)
+            left.add(rows, probabilities, torch.full_like(probabilities[:, 0], torch.nan), self.num_layers)
+        return left.in_order()
+
+    @torch.inference_mode()
+    def run_all_exits(self, batch: dict[str, np.ndarray]) -> tuple[Tensor, Tensor | None]:
+        """Logits (rows, exits, labels) of every exit, the full model last, and learned uncertainties (rows, exits − 1)."""
+        inputs = {name: torch.as_tensor(values, device=self.device) for name, values in batch.items()}
+        output = self.model(**inputs)
+        logits = output.logits[None]
+        stacked = logits if output.exit_logits is None else torch.cat([output.exit_logits, logits])
+        learned = None if output.mistake_logits is None else output.mistake_logits.sigmoid().T
+        return stacked.transpose(0, 1), learned
+
+    @torch.inference_mode()
+    def run_stock(self, batch: dict[str, np.ndarray]) -> Tensor:
+        """Logits (rows, labels) by transformers' own forward pass of the full model, the yardstick of all speed."""
+        inputs = {name: torch.as_tensor(values, device=self.device) for name, values in batch.items()}
+        output = self.model.full_model(**inputs)
+        if self.model.final_head is None:
+            return output.logits  # type: ignore[no-any-return]
+        return self.model.final_head(output.last_hidden_state, inputs["attention_mask"])  # type: ignore[no-any-return]
+
+    def _exit(self, layer: int, state: EncoderState, policy: ExitPolicy) -> tuple[Tensor, Tensor | None]:
+        hidden_states = self.model.layered.output(state)
+        logits = self.model.exit_heads[str(layer)](hidden_states, state.attention_mask)
+        learned = self.model.mistake_logits(hidden_states).sigmoid() if policy.name == "learned" else None
+        return to_probabilities(logits, policy.problem_type), learned
+
+
+class _Leavers:
+    def __init__(self) -> None:
+        self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def add(self, rows: Tensor, probabilities: Tensor, uncertainty: Tensor, layer: int) -> None:
+        self.parts.append((rows, probabilities, uncertainty, torch.full_like(rows, layer)))
+
+    def in_order(self) -> ExitedBatch:
+        rows, probabilities, uncertainty, layers = (torch.cat(part) for part in zip(*self.parts, strict=True))
+        order = rows.argsort()
+        return ExitedBatch(
+            probabilities[order].float().cpu().numpy(),
+            layers[order].cpu().numpy(),
+            uncertainty[order].float().cpu().numpy(),
+        )
+
+
+def to_probabilities(logits: Tensor, problem_type: str) -> Tensor:
+    """Softmax, sigmoid, or the value itself for regression, in float32: (rows, labels) → (rows, labels)."""
+    if problem_type == "single_label_classification":
+        return logits.float().softmax(-1)
+    return logits.float().sigmoid() if problem_type == "multi_label_classification" else logits.float()

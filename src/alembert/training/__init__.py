@@ -1,0 +1,1 @@
+"""Stages and objectives on transformers' Trainer; run directories that resume."""

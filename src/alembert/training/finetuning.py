@@ -1,0 +1,90 @@
+"""Stage A of every method: a pretrained encoder becomes a classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel, set_seed
+
+from alembert.data.metrics import compute_metrics, majority_score
+from alembert.data.task import Task
+from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
+from alembert.models.multi_exit import STOCK_HEAD
+from alembert.training.model_card import model_card
+from alembert.training.objective import TaskObjective
+from alembert.training.run_directory import RunDirectory
+from alembert.training.runner import predict_logits, run_stages, tokenised
+from alembert.training.settings import TrainingSettings
+from alembert.training.stage import Stage
+
+
+def finetune(
+    model: str,
+    task: Task,
+    output_dir: str | Path,
+    *,
+    head: str = STOCK_HEAD,
+    settings: TrainingSettings | None = None,
+    overwrite: bool = False,
+    report_to: list[str] | None = None,
+) -> PreTrainedModel:
+    """Fine-tunes an encoder on a task's labels and leaves a run directory.
+
+    Args:
+        model: folder or hub id of a pretrained encoder.
+        task: from `alembert.load_task`, with a train split.
+        output_dir: the run directory; an interrupted run of the same configuration is gone on with.
+        head: "stock" keeps the family's own head, so that plain transformers loads the result; an exit head
+            kind ("fastbert", "pooled", "linear") puts that head after the last layer.
+        settings: duration and optimiser; the default keeps the best of three epochs.
+        overwrite: replace a run of another configuration.
+        report_to: trackers such as "tensorboard".
+
+    Returns the classifier in evaluation mode. Raises InputError for unreadable models and occupied folders.
+
+    Example:
+        >>> import alembert
+        >>> task = alembert.load_task("reviews/")  # doctest: +SKIP
+        >>> teacher = alembert.finetune("bert-base-uncased", task, "runs/teacher")  # doctest: +SKIP
+    """
+    settings = settings or TrainingSettings(evaluate_every_epoch=True)
+    state = PartialState(cpu=not _has_accelerator())
+    configuration: dict[str, Any] = {
+        "command": "finetune",
+        "model": str(model),
+        "head": head,
+        "task": task.describe(),
+        "settings": settings.model_dump(),
+        "autocast": settings.autocast_dtype(),
+    }
+    tokenizer = load_tokenizer(str(model))
+    set_seed(settings.seed)
+    classifier = load_encoder(
+        str(model), label_names=task.label_names, problem_type=task.problem_type, head=head
+    )
+    with state.main_process_first():
+        run = RunDirectory(output_dir, configuration, overwrite=overwrite, main_process=state.is_main_process)
+    if run.finished:
+        return load_classifier(str(run.path))
+    stage = Stage("finetune", TaskObjective(task.problem_type), settings)
+    histories = run_stages(classifier, [stage], task, tokenizer, run, report_to)
+    classifier.eval()
+    metrics: dict[str, Any] = {"majority_baseline": majority_score(task)}
+    for split in ("dev", "test"):
+        if split in task.splits and state.is_main_process:
+            dataset = tokenised(task, split, tokenizer, settings.max_length)
+            logits, labels = predict_logits(classifier, dataset, tokenizer, f"measuring {split}")
+            assert labels is not None
+            metrics[split] = compute_metrics(task.problem_type, task.metrics, logits[:, -1], labels)
+    if state.is_main_process:
+        run.finish(classifier, tokenizer, metrics, histories, model_card(configuration, metrics))
+    state.wait_for_everyone()
+    return classifier
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,131 @@
+"""A run's folder: resumes the same command, refuses another, and is either finished or visibly not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alembert.common.errors import InputError
+from alembert.common.files import read_json, write_json
+
+FINISHED = "alembert.json"
+IN_PROGRESS = "in_progress.json"
+CHECKPOINTS = "checkpoints"
+
+
+class RunDirectory:
+    """Claims `path` for a run with the resolved `configuration`.
+
+    A folder with the same configuration is gone on with (`finished` says whether anything is left to do);
+    any other content raises InputError unless `overwrite`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        configuration: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        main_process: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.configuration = configuration
+        self.finished = False
+        previous = self._previous()
+        if previous is not None and previous != configuration:
+            if not overwrite:
+                raise InputError(
+                    f"{self.path} holds a run with another configuration "
+                    f"({', '.join(_differences(previous, configuration))}): choose another --output, or pass "
+                    "--overwrite to replace it"
+                )
+            self._clear(main_process)
+        elif previous is not None and overwrite:
+            self._clear(main_process)
+        elif previous is not None:
+            self.finished = (self.path / FINISHED).exists()
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if not overwrite:
+                raise InputError(f"{self.path} exists and is no run of Alembert: choose another --output")
+            self._clear(main_process)
+        if not self.finished and main_process:
+            write_json(self.path / IN_PROGRESS, configuration)
+
+    def checkpoints(self, stage: str) -> Path:
+        """The folder of a stage's checkpoints."""
+        return self.path / CHECKPOINTS / stage
+
+    def finish(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        metrics: dict[str, Any],
+        history: dict[str, Any],
+        model_card: str,
+    ) -> None:
+        """Leaves the finished run: model, tokenizer, metrics, history and card, and last of all `alembert.json`.
+
+        Everything is written to a folder inside the run first; until `alembert.json` stands the run counts as
+        unfinished and can be gone on with.
+        """
+        staging = self.path / ".finishing"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        write_json(staging / "metrics.json", metrics)
+        write_json(staging / "trainer_state.json", history)
+        (staging / "README.md").write_text(model_card, encoding="utf-8")
+        for file in staging.iterdir():
+            file.replace(self.path / file.name)
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(
+            self.path / FINISHED,
+            {"configuration": self.configuration, "versions": versions(), "finished": finished},
+        )
+        for leftover in (staging, self.path / CHECKPOINTS):
+            shutil.rmtree(leftover, ignore_errors=True)
+        (self.path / IN_PROGRESS).unlink(missing_ok=True)
+
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of a finished run."""
+        metrics: dict[str, Any] = read_json(self.path / "metrics.json")
+        return metrics
+
+    def _previous(self) -> dict[str, Any] | None:
+        if (self.path / FINISHED).exists():
+            previous: dict[str, Any] = read_json(self.path / FINISHED)["configuration"]
+            return previous
+        if (self.path / IN_PROGRESS).exists():
+            previous = read_json(self.path / IN_PROGRESS)
+            return previous
+        return None
+
+    def _clear(self, main_process: bool) -> None:
+        if main_process:
+            shutil.rmtree(self.path) if self.path.is_dir() else self.path.unlink()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on."""
+    packages = ("alembert", "torch", "transformers", "datasets", "tokenizers", "numpy")
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }
+
+
+def _differences(previous: dict[str, Any], configuration: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted(previous.keys() | configuration.keys()):
+        old, new = previous.get(key), configuration.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {old!r} there, {new!r} now")
+    return found

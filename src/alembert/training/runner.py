@@ -1,0 +1,109 @@
+"""Runs stages one after another in a run directory, from wherever an earlier attempt got to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from alembert.common.progress import progress_bar
+from alembert.data.metrics import compute_metrics
+from alembert.data.task import Task
+from alembert.data.tokenisation import tokenise
+from alembert.training.checkpoints import last_complete_checkpoint
+from alembert.training.progress import TrainingProgress
+from alembert.training.run_directory import RunDirectory
+from alembert.training.stage import Stage
+from alembert.training.trainer import MODEL_INPUTS, DistillationTrainer, all_logits
+
+
+def run_stages(
+    model: PreTrainedModel,
+    stages: Sequence[Stage],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunDirectory,
+    report_to: list[str] | None = None,
+) -> dict[str, Any]:
+    """Trains `model` in place through all stages and returns each stage's log history by name.
+
+    A stage with complete checkpoints goes on from the newest; the end of a stage is itself a checkpoint, so a
+    finished stage costs only its loading.
+    """
+    histories: dict[str, Any] = {}
+    for stage in stages:
+        set_seed(stage.settings.seed)
+        train = tokenised(task, "train", tokenizer, stage.settings.max_length)
+        dev = tokenised(task, "dev", tokenizer, stage.settings.max_length) if "dev" in task.splits else None
+        folder = run.checkpoints(stage.name)
+        trainer = DistillationTrainer(
+            model,
+            stage,
+            train,
+            dev,
+            tokenizer,
+            folder,
+            score=lambda logits, labels: mean_exit_score(task, logits, labels),
+            callbacks=[TrainingProgress(stage.name)],
+            report_to=report_to,
+        )
+        checkpoint = last_complete_checkpoint(folder) if PartialState().is_main_process else None
+        PartialState().wait_for_everyone()
+        checkpoint = checkpoint or last_complete_checkpoint(folder)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        histories[stage.name] = {
+            "log_history": trainer.state.log_history,
+            "best_metric": trainer.state.best_metric,
+            "global_step": trainer.state.global_step,
+        }
+    return histories
+
+
+def tokenised(task: Task, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """A split as token ids, cached on disk; other processes wait for the first to write it."""
+    with PartialState().main_process_first():
+        return tokenise(task.dataset(split), tokenizer, max_length)
+
+
+def mean_exit_score(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """`score`: the main metric's mean over all exits of logits (rows, exits, labels)."""
+    scores = [
+        compute_metrics(task.problem_type, (task.main_metric,), logits[:, exit_], labels)[task.main_metric]
+        for exit_ in range(logits.shape[1])
+    ]
+    return {"score": float(np.mean(scores))}
+
+
+def predict_logits(
+    model: PreTrainedModel,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    description: str,
+    batch_size: int = 32,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Logits (rows, exits, labels) of a tokenised data set in its order, full model last, and its labels."""
+    order = np.argsort(np.asarray(dataset["length"]), kind="stable")
+    pad = DataCollatorWithPadding(tokenizer)
+    loader = DataLoader(
+        dataset.select(order),
+        batch_size=batch_size,
+        collate_fn=lambda rows: pad(
+            [{key: row[key] for key in MODEL_INPUTS if key in row and key != "labels"} for row in rows]
+        ),
+    )
+    was_training, chunks = model.training, []
+    model.eval()
+    with torch.inference_mode(), progress_bar() as bar:
+        for batch in bar.track(loader, description=description, total=len(loader)):
+            chunks.append(all_logits(model(**batch.to(model.device))).float().cpu().numpy())
+    model.train(was_training)
+    logits = np.empty((len(dataset), *chunks[0].shape[1:]), dtype=np.float32)
+    logits[order] = np.concatenate(chunks)
+    labels = np.asarray(dataset["labels"]) if "labels" in dataset.column_names else None
+    return logits, labels

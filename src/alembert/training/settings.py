@@ -1,0 +1,60 @@
+"""Optimiser, duration and hardware settings of a stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingSettings(BaseModel):
+    """Settings of one training stage; the names follow transformers' TrainingArguments where they match.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: texts per optimiser step, over all processes and accumulated steps.
+        gradient_accumulation_steps: parts that a batch is run in, to save memory.
+        learning_rate: peak rate of AdamW.
+        weight_decay: AdamW's decoupled weight decay.
+        warmup_ratio: share of the steps with rising learning rate.
+        scheduler: transformers' scheduler type after warm-up.
+        max_grad_norm: gradients are clipped to this norm; 0 turns clipping off.
+        max_length: longer texts are cut to this many tokens.
+        group_by_length: batches of similar lengths, so that little is padded.
+        bf16: autocast to bfloat16; None = where the hardware has it.
+        evaluate_every_epoch: measure the dev split after each epoch and keep the best epoch's weights.
+        early_stopping_patience: stop after this many evaluations without gain; needs evaluate_every_epoch.
+        checkpoint_steps: optimiser steps between checkpoints; None = one per epoch.
+        seed: of initialisation, dropout and order of the data.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: float = Field(3.0, gt=0)
+    batch_size: int = Field(32, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    learning_rate: float = Field(2e-5, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    scheduler: str = "linear"
+    max_grad_norm: float = Field(1.0, ge=0)
+    max_length: int = Field(128, ge=4)
+    group_by_length: bool = True
+    bf16: bool | None = None
+    evaluate_every_epoch: bool = False
+    early_stopping_patience: int | None = Field(None, ge=1)
+    checkpoint_steps: int | None = Field(None, ge=1)
+    seed: int = Field(42, ge=0)
+
+    def autocast_dtype(self) -> Literal["bf16", "fp32"]:
+        """What the forward pass runs in, after looking at the hardware when `bf16` is None."""
+        wanted = bf16_pays() if self.bf16 is None else self.bf16
+        return "bf16" if wanted else "fp32"
+
+
+def bf16_pays() -> bool:
+    """Whether this machine multiplies bfloat16 matrices in hardware (CUDA from Ampere on, AVX512-BF16, AMX)."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,217 @@
+"""transformers' Trainer with objectives, logged terms, and an order of data that survives a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from alembert.common.errors import InputError
+from alembert.training.checkpoints import COMPLETE_MARKER
+from alembert.training.sampling import EpochSampler
+from alembert.training.stage import Stage
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
+
+
+class DistillationTrainer(Trainer):
+    """Runs one `Stage`: the objective's terms are summed to the loss and logged by name.
+
+    Checkpoints, resuming, accumulation, mixed precision, distribution and tracking are transformers'.
+
+    Args:
+        model: the model that learns.
+        stage: objective, settings, trainable weights.
+        train_dataset: tokenised, with `length` column when the settings group by length.
+        eval_dataset: tokenised dev split, or None.
+        tokenizer: pads batches to their longest text.
+        output_dir: holds the checkpoints.
+        score: logits (rows, exits, labels) and labels to metrics; the first metric picks the best epoch.
+        callbacks: further transformers callbacks.
+        report_to: trackers, as in TrainingArguments.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stage: Stage,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None,
+        tokenizer: PreTrainedTokenizerBase,
+        output_dir: str | Path,
+        score: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        report_to: list[str] | None = None,
+    ) -> None:
+        stage.prepare(model)
+        self.stage = stage
+        self.objective = stage.objective
+        self._terms: dict[str, Tensor] = {}
+        self._term_batches = 0
+        evaluates = eval_dataset is not None and stage.settings.evaluate_every_epoch
+        pad = DataCollatorWithPadding(tokenizer)
+        super().__init__(
+            model=model,
+            args=training_arguments(stage, output_dir, evaluates, report_to),
+            data_collator=lambda rows: pad(
+                [{key: row[key] for key in MODEL_INPUTS if key in row} for row in rows]
+            ),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset if evaluates else None,
+            compute_metrics=None
+            if score is None
+            else lambda output: score(output.predictions, output.label_ids),
+            callbacks=[_MarkComplete(), _SetEpoch(self), *(callbacks or [])],
+        )
+        self.processing_class = tokenizer
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        if stage.settings.early_stopping_patience is not None and evaluates:
+            self.add_callback(EarlyStoppingCallback(stage.settings.early_stopping_patience))
+        if stage.teacher is not None:
+            stage.teacher.to(self.args.device)
+        self.objective.to(self.args.device)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        labels = inputs.get("labels")
+        features = {key: value for key, value in inputs.items() if key != "labels"}
+        teacher_output = None
+        if self.objective.teacher_features is not None and self.stage.teacher is not None:
+            with torch.inference_mode():
+                teacher_output = self.stage.teacher(**features, **self.objective.teacher_features)
+        output = model(**features, **self.objective.student_features)
+        terms = self.objective(output, teacher_output, labels)
+        loss = torch.stack(list(terms.values())).sum()
+        if model.training:
+            self._record(terms)
+        return (loss, output) if return_outputs else loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, output = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        return loss.detach(), all_logits(output), inputs.get("labels")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._term_batches:
+            names = sorted(self._terms)
+            values = torch.stack([self._terms[name] for name in names]) / self._term_batches
+            values = self.accelerator.reduce(values, reduction="mean")
+            logs |= {f"terms/{name}": float(value) for name, value in zip(names, values, strict=True)}
+            self._terms, self._term_batches = {}, 0
+        super().log(logs, start_time)
+
+    def _record(self, terms: Mapping[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, torch.zeros((), device=value.device)) + value.detach()
+        self._term_batches += 1
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        settings = self.stage.settings
+        lengths = list(dataset["length"]) if settings.group_by_length else None
+        self.sampler = EpochSampler(len(dataset), settings.batch_size, settings.seed, lengths)
+        return self.sampler
+
+
+class _MarkComplete(TrainerCallback):  # type: ignore[misc]
+    """Marks a checkpoint once every file of it is written; unmarked ones are never resumed from."""
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_MARKER).touch()
+
+
+class _SetEpoch(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler the epoch, however deep accelerate has wrapped it."""
+
+    def __init__(self, trainer: DistillationTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+
+def all_logits(output: Any) -> Tensor:
+    """Logits (rows, exits, labels): student exits in ascending order, the full model last."""
+    logits = output.logits.unsqueeze(0)
+    exits = getattr(output, "exit_logits", None)
+    stacked = logits if exits is None else torch.cat([exits, logits])
+    return stacked.transpose(0, 1).contiguous()
+
+
+def training_arguments(
+    stage: Stage, output_dir: str | Path, evaluates: bool, report_to: list[str] | None
+) -> TrainingArguments:
+    """transformers' TrainingArguments for a stage; the batch size is divided over processes and accumulation."""
+    settings = stage.settings
+    bf16 = settings.autocast_dtype() == "bf16"
+    distributed = PartialState().num_processes > 1
+    arguments = TrainingArguments(
+        output_dir=str(output_dir),
+        num_train_epochs=settings.epochs,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_ratio,
+        lr_scheduler_type=settings.scheduler,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_backend="gloo" if distributed and not torch.cuda.is_available() else None,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        eval_strategy="epoch" if evaluates else "no",
+        save_strategy="epoch" if evaluates or settings.checkpoint_steps is None else "steps",
+        save_steps=settings.checkpoint_steps or 500,
+        save_total_limit=2,
+        load_best_model_at_end=evaluates,
+        metric_for_best_model="score" if evaluates else None,
+        greater_is_better=True if evaluates else None,
+        logging_strategy="steps",
+        logging_steps=10,
+        disable_tqdm=True,
+        report_to=report_to or [],
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        restore_callback_states_from_checkpoint=True,
+        average_tokens_across_devices=False,
+    )
+    share = arguments.world_size * settings.gradient_accumulation_steps
+    if settings.batch_size % share:
+        raise InputError(
+            f"batch size {settings.batch_size} is not a multiple of {arguments.world_size} process(es) × "
+            f"{settings.gradient_accumulation_steps} accumulated step(s): choose a multiple of {share}"
+        )
+    arguments.per_device_train_batch_size = settings.batch_size // share
+    arguments.per_device_eval_batch_size = max(32, settings.batch_size // share)
+    return arguments

@@ -1,0 +1,170 @@
+"""Metrics against hand computation and independent formulas."""
+
+from __future__ import annotations
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alembert.common.errors import InputError
+from alembert.data import (
+    Task,
+    bootstrap_interval,
+    compute_metrics,
+    expected_calibration_error,
+    majority_score,
+)
+from alembert.data.metrics import _scores_of_counts, check_metrics
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+
+def one_hot(predictions: list[int], classes: int) -> np.ndarray:
+    return np.eye(classes)[predictions]
+
+
+def test_single_label_metrics_by_hand() -> None:
+    # Of class 1: 2 true positives, 1 false positive, 1 false negative; 1 true negative.
+    logits, labels = one_hot([1, 1, 1, 0, 0], 2), np.array([1, 1, 0, 1, 0])
+    scores = compute_metrics(SINGLE, ["accuracy", "f1", "f1_macro", "f1_micro", "matthews"], logits, labels)
+    assert list(scores) == ["accuracy", "f1", "f1_macro", "f1_micro", "matthews"]
+    assert scores["accuracy"] == scores["f1_micro"] == pytest.approx(3 / 5)
+    assert scores["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert scores["f1_macro"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert scores["matthews"] == pytest.approx((2 * 1 - 1 * 1) / np.sqrt(3 * 3 * 2 * 2))
+
+
+def test_multi_label_metrics_by_hand() -> None:
+    logits = np.array([[2.0, -1.0], [0.5, 0.5], [-1.0, -2.0]])
+    labels = np.array([[1, 0], [1, 0], [0, 1]])
+    scores = compute_metrics(MULTI, ["f1_micro", "f1_macro", "subset_accuracy"], logits, labels)
+    # Label 0: 2 right of 2; label 1: 1 false positive, 1 false negative.
+    assert scores["f1_micro"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert scores["f1_macro"] == pytest.approx((1.0 + 0.0) / 2)
+    assert scores["subset_accuracy"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_regression_metrics_by_hand(shape: tuple[int, ...]) -> None:
+    predictions, labels = np.array([1.0, 2.0, 4.0, 3.0]), np.array([1.0, 2.0, 3.0, 5.0])
+    scores = compute_metrics(
+        REGRESSION, ["pearson", "spearman", "mean_squared_error"], predictions.reshape(shape), labels
+    )
+    assert scores["pearson"] == pytest.approx(np.corrcoef(predictions, labels)[0, 1])
+    assert scores["spearman"] == pytest.approx(1 - 6 * 2 / (4 * 15))  # two ranks differ by one
+    assert scores["mean_squared_error"] == pytest.approx(5 / 4)
+
+
+def test_constant_predictions_correlate_with_nothing() -> None:
+    scores = compute_metrics(REGRESSION, ["pearson", "spearman"], np.ones(3), np.array([1.0, 2.0, 3.0]))
+    assert scores == {"pearson": 0.0, "spearman": 0.0}
+
+
+def test_rows_must_agree() -> None:
+    with pytest.raises(ValueError, match="2 rows of logits for 3 labels"):
+        compute_metrics(SINGLE, ["accuracy"], np.zeros((2, 2)), np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("problem", "metrics", "labels", "expected"),
+    [
+        (SINGLE, ["bleu"], 2, "Unknown metric 'bleu'"),
+        (MULTI, ["accuracy"], 2, "Unknown metric 'accuracy' for multi_label"),
+        (SINGLE, ["f1"], 3, "'f1' is for two classes"),
+        (REGRESSION, ["mean_squared_error"], 1, "more is better"),
+        (REGRESSION, [], 1, "more is better"),
+    ],
+)
+def test_unfit_metrics_are_refused(problem: str, metrics: list[str], labels: int, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        check_metrics(problem, metrics, labels)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), metric=st.sampled_from(["accuracy", "f1_macro", "matthews", "f1"]))
+def test_single_label_intervals_hold_the_score(seed: int, metric: str) -> None:
+    random = np.random.default_rng(seed)
+    labels = random.integers(2, size=200)
+    logits = one_hot(labels, 2) + random.normal(size=(200, 2))
+    score = compute_metrics(SINGLE, [metric], logits, labels)[metric]
+    low, high = bootstrap_interval(SINGLE, metric, logits, labels, resamples=200, seed=seed)
+    assert low <= score <= high
+    assert high - low < 0.35
+
+
+@pytest.mark.parametrize(
+    ("problem", "metric"),
+    [(MULTI, "f1_micro"), (MULTI, "subset_accuracy"), (REGRESSION, "pearson"), (REGRESSION, "spearman")],
+)
+def test_other_intervals_hold_the_score(problem: str, metric: str) -> None:
+    random = np.random.default_rng(0)
+    if problem == MULTI:
+        labels = random.integers(2, size=(150, 3))
+        logits = labels - 0.5 + random.normal(size=labels.shape)
+    else:
+        labels = random.normal(size=150)
+        logits = (labels + random.normal(size=150))[:, None]
+    score = compute_metrics(problem, [metric], logits, labels)[metric]
+    low, high = bootstrap_interval(problem, metric, logits, labels, resamples=200, seed=1)
+    assert low < score < high
+    assert (low, high) == bootstrap_interval(problem, metric, logits, labels, resamples=200, seed=1)
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=20),
+    metric=st.sampled_from(["f1_macro", "f1_micro", "matthews"]),
+)
+def test_scores_of_counts_agree_with_scores_of_rows(pairs: list[tuple[int, int]], metric: str) -> None:
+    labels, predictions = np.array(pairs).T
+    distinct, counts = np.unique(np.array(pairs), axis=0, return_counts=True)
+    (score,) = _scores_of_counts(metric, distinct[:, 0], distinct[:, 1], counts[None])
+    expected = compute_metrics(SINGLE, [metric], one_hot(predictions, 3), labels)[metric]
+    assert score == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "f1_macro", "matthews"])
+def test_shortcuts_agree_with_resampling_rows(metric: str) -> None:
+    random = np.random.default_rng(3)
+    labels = random.integers(2, size=300)
+    logits = one_hot(labels, 2) + random.normal(size=(300, 2))
+    draws = [random.integers(300, size=300) for _ in range(300)]
+    scores = [compute_metrics(SINGLE, [metric], logits[draw], labels[draw])[metric] for draw in draws]
+    interval = bootstrap_interval(SINGLE, metric, logits, labels, confidence=0.9)
+    assert interval == pytest.approx(tuple(np.quantile(scores, [0.05, 0.95])), abs=0.02)
+
+
+def test_calibration_error_by_hand() -> None:
+    probabilities = np.array([[0.95, 0.05], [0.92, 0.08], [0.4, 0.6], [0.45, 0.55]])
+    labels = np.array([0, 1, 1, 1])
+    # Ten bins: (0.9, 1.0] holds 0.95 right, 0.92 wrong; (0.5, 0.6] holds 0.6 and 0.55, both right.
+    expected = (abs(1 - 0.95 - 0.92) + abs(2 - 0.6 - 0.55)) / 4
+    assert expected_calibration_error(probabilities, labels, bins=10) == pytest.approx(expected)
+    assert expected_calibration_error(np.eye(2), np.array([0, 1])) == 0.0
+    assert expected_calibration_error(np.eye(2), np.array([1, 0])) == 1.0
+
+
+def make_task(problem: str, metric: str, names: tuple[str, ...], **splits: list[object]) -> Task:
+    return Task(
+        "t",
+        problem,
+        names,
+        (metric,),
+        {
+            name: datasets.Dataset.from_dict({"text": ["x"] * len(labels), "labels": labels})
+            for name, labels in splits.items()
+        },
+    )
+
+
+def test_majority_scores() -> None:
+    names = ("a", "b", "c")
+    assert majority_score(make_task(SINGLE, "accuracy", names, train=[1, 1, 2], dev=[2, 2, 1, 0])) == 1 / 4
+    assert majority_score(make_task(SINGLE, "accuracy", names, train=[1, 1, 2])) == pytest.approx(2 / 3)
+    assert majority_score(make_task(SINGLE, "accuracy", names, test=[0, 0, 2, 0])) == 3 / 4
+    vectors = [[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]]
+    assert majority_score(
+        make_task(MULTI, "subset_accuracy", names[:2], train=vectors, dev=vectors[:2])
+    ) == pytest.approx(1 / 2)
+    assert majority_score(make_task(REGRESSION, "pearson", (), train=[1.0, 2.0], dev=[1.0, 3.0])) == 0.0
