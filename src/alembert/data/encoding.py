@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +119,7 @@ def check_labels_known(part: LabelledRows, counts: Counter[str], ids: dict[str, 
         return
     row, label = next((row, label) for row, label in part.labels() if label in unknown)
     rows = f"{counts[label]} row{'s' if counts[label] > 1 else ''}"
-    others = f" Nor are {len(unknown) - 1} other labels of this file." if len(unknown) > 1 else ""
+    others = f" Nor are {_some(sorted(unknown - {label}))}." if len(unknown) > 1 else ""
     raise InputError(
         f"{part.place(row)}: the label '{label}' ({rows}) is not {where}: {_some(ids)}.{others} "
         "Correct it, or remove its rows."
@@ -192,6 +192,6 @@ def _as_batch(examples: list[Example], kept: list[int], schema: pa.Schema) -> pa
     )
 
 
-def _some(labels: dict[str, int], limit: int = 5) -> str:
+def _some(labels: Collection[str], limit: int = 5) -> str:
     names = [f"'{label}'" for label in itertools.islice(labels, limit)]
     return ", ".join(names) + (f" and {len(labels) - limit} more" if len(labels) > limit else "")

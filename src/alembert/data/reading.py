@@ -6,8 +6,8 @@ import csv
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Table:
             an editor shows them: the lines of a text file from 1, its header included; the rows of a
             Parquet file from 1. Raises InputError on a row that cannot be read.
         has_header: whether the column names are the first line of the file.
+        class_names: the labels, in the order of their ids, of columns whose source declares them.
     """
 
     source: str
@@ -49,6 +50,7 @@ class Table:
     content_key: str
     read: Callable[[Sequence[str]], Iterator[Row]]
     has_header: bool = False
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def open_table(path: str | Path) -> Table:
@@ -85,13 +87,6 @@ def open_table(path: str | Path) -> Table:
                 f"{at(str(path), 1, column)}: this column stands twice in the header; rename one."
             )
     return Table(str(path), columns, content_key, read, has_header=file_format in ("tsv", "csv"))
-
-
-def table_of_arrow(
-    source: str, schema: pa.Schema, content_key: str, batches: Callable[[Sequence[str]], Iterable[Any]]
-) -> Table:
-    """A table over Arrow record batches; `batches` starts a pass over the columns named."""
-    return Table(source, tuple(schema.names), content_key, partial(_arrow_rows, batches))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -164,7 +159,8 @@ def _delimited_rows(
         if len(values) != width:
             last = columns[min(len(values), width) - 1]
             raise InputError(
-                f"{at(source, number, last)}: the row has {len(values)} field{'s'[: len(values) != 1]}; the header has {width}: {_listed(columns)}. "
+                f"{at(source, number, last)}: this row has {len(values)} field{'s'[: len(values) != 1]}, "
+                f"the header {width}: {_listed(columns)}. "
                 f"Look for a {'missing' if len(values) < width else 'surplus'} separator there or before."
             )
         yield number, [values[position] for position in positions]
@@ -243,7 +239,7 @@ def _parquet(path: Path) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Ite
         raise InputError(f"{path}: cannot be read as Parquet: {error}") from None
     if rows == 0:
         raise InputError(f"{path}: there are no rows, only the columns {_listed(columns)}.")
-    return columns, partial(_arrow_rows, partial(_parquet_batches, path))
+    return columns, partial(arrow_rows, partial(_parquet_batches, path))
 
 
 def _parquet_batches(path: Path, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -254,9 +250,10 @@ def _parquet_batches(path: Path, wanted: Sequence[str]) -> Iterator[pa.RecordBat
         raise InputError(f"{path}: cannot be read as Parquet: {error}") from None
 
 
-def _arrow_rows(
+def arrow_rows(
     batches: Callable[[Sequence[str]], Iterable[pa.RecordBatch]], wanted: Sequence[str]
 ) -> Iterator[Row]:
+    """The rows of Arrow record batches, numbered from 1; `batches` starts a pass over the columns named."""
     numbers = itertools.count(1)
     for batch in batches(wanted):
         columns = [batch.column(name).to_pylist() for name in wanted]

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from alembert.common.errors import InputError
 from alembert.data.cache import quiet_unless_terminal
-from alembert.data.reading import FORMATS, Table, open_table, table_of_arrow
+from alembert.data.reading import FORMATS, Table, arrow_rows, open_table
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*(:[^/]+)?|:[^/]+)")
 
@@ -86,11 +86,16 @@ def _hub(source: str) -> dict[str, Table]:
         candidates = [*names, *(f"{name}_matched" for name in names)]
         found = next((loaded[candidate] for candidate in candidates if candidate in loaded), None)
         if found is not None and found.num_rows and not _labels_are_hidden(found):
-            tables[split] = table_of_arrow(
-                f"{source} ({split})",
-                tuple(found.column_names),
-                f"hub-{found._fingerprint}",
-                partial(_batches, found),
+            tables[split] = Table(
+                source=f"{source} ({split})",
+                columns=tuple(found.column_names),
+                content_key=f"hub-{found._fingerprint}",
+                read=partial(arrow_rows, partial(_batches, found)),
+                class_names={
+                    name: tuple(feature.names)
+                    for name, feature in found.features.items()
+                    if isinstance(feature, datasets.ClassLabel)
+                },
             )
     if not tables:
         raise InputError(f"{source}: no train, dev or test split with labels; there are {', '.join(loaded)}.")

@@ -161,6 +161,10 @@ def load_task(
         )
         for split, table in tables.items()
     }
+    if label_names is None and known is None:
+        label_names = next(
+            (table.class_names.get(str(columns[split].label)) for split, table in tables.items()), None
+        )
     _check_pairs(tables, columns)
     is_pair = any(names.text_pair is not None for names in columns.values())
     if known is not None and is_pair != (known.text_pair_column is not None):

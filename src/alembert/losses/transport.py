@@ -99,7 +99,7 @@ def class_aware_emd(
     moved by a batched Sinkhorn iteration (Cuturi, 2013) with annealed regularisation and a fixed number of
     steps, whose plan is then charged its true cost. The result is within 0.005 × the largest cost of the
     exact distance, usually within 0.001, and 0 for equal distributions. It carries no gradient: it is meant
-    as a weight.
+    as a weight. It costs some 280 matrix products of (pairs, classes) by (classes, classes) in float64.
 
     Args:
         first: logits, `(..., classes)`.

@@ -63,6 +63,7 @@ class MsBertObjective(SelfDistillationObjective):
     ) -> None:
         super().__init__(exits, problem_type)
         self.options = options
+        self.ground_cost: Tensor | None
         self.register_buffer("ground_cost", ground_cost)
 
     def exit_losses(self, exit_logits: Tensor, output: MultiExitOutput) -> Tensor:

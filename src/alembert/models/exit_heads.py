@@ -61,7 +61,8 @@ class FastBertHead(ExitHead):
         return self.classifier(torch.tanh(self.dense(first_token)))  # type: ignore[no-any-return]
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        rows, length, width = tokens.shape
+        return tokens.view(rows, length, self.num_heads, width // self.num_heads).transpose(1, 2)
 
 
 class PooledHead(ExitHead):

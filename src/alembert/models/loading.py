@@ -50,8 +50,7 @@ def load_encoder(
     Raises InputError when the source cannot be read, its family is not supported or encoder weights are missing.
     """
     config = _load_config(source)
-    family = config.full_model["model_type"] if isinstance(config, MultiExitConfig) else config.model_type
-    if family not in SUPPORTED_FAMILIES or isinstance(config, MultiExitConfig):
+    if config.model_type not in SUPPORTED_FAMILIES:
         raise InputError(
             f"{source}: models of type {config.model_type!r} cannot be fine-tuned here; "
             f"supported: {', '.join(SUPPORTED_FAMILIES)}"
@@ -78,7 +77,7 @@ def load_classifier(source: str) -> PreTrainedModel:
     because it was never fine-tuned.
     """
     config = _load_config(source)
-    family = config.full_model["model_type"] if isinstance(config, MultiExitConfig) else config.model_type
+    family = config.full_model_config().model_type if isinstance(config, MultiExitConfig) else config.model_type
     if family not in SUPPORTED_FAMILIES:
         raise InputError(
             f"{source}: models of type {family!r} are not supported; supported: {', '.join(SUPPORTED_FAMILIES)}"
@@ -93,7 +92,7 @@ def load_classifier(source: str) -> PreTrainedModel:
     check_loading(info, source)
     if model.config.problem_type is None:
         model.config.problem_type = _usual_problem_type(model.config)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def load_any(source: str) -> tuple[PreTrainedModel, bool]:

@@ -25,7 +25,7 @@ from alembert.models.layered import LayeredEncoder
 STOCK_HEAD = "stock"
 
 
-class MultiExitConfig(PreTrainedConfig):
+class MultiExitConfig(PreTrainedConfig):  # type: ignore[misc]
     """Configuration of `MultiExitModel`.
 
     Attributes:
@@ -60,7 +60,7 @@ class MultiExitConfig(PreTrainedConfig):
 
 
 @dataclass
-class MultiExitOutput(ModelOutput):
+class MultiExitOutput(ModelOutput):  # type: ignore[misc]
     """Output of `MultiExitModel`; N layers, E student exits.
 
     Attributes:
@@ -78,7 +78,7 @@ class MultiExitOutput(ModelOutput):
     mistake_logits: Tensor | None = None
 
 
-class MultiExitModel(PreTrainedModel):
+class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
     """Backbone, final head and student exits; loads and saves as any transformers model.
 
     Example:

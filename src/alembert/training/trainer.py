@@ -31,7 +31,7 @@ from alembert.training.stage import Stage
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(Trainer):  # type: ignore[misc]
     """Runs one `Stage`: the objective's terms are summed to the loss and logged by name.
 
     Checkpoints, resuming, accumulation, mixed precision, distribution and tracking are transformers'.
