@@ -237,12 +237,13 @@ def _add_timings(
         taken = np.concatenate([positions for positions, _ in batches])
         layers = np.concatenate([backend.run(batch, policy, speed).exit_layers for _, batch in batches])
         replayed = np.array(answers.exit_layers)[answers.replay(policy, speed)][sample[taken]]
-        row |= _throughput(timing, len(sample)) | {
-            "ratio_to_full": against.median,
-            "ratio_to_full_quartiles": [against.lower, against.upper],
-            "same_exit_as_replayed": float((layers == replayed).mean()),
-            "sample_speedup": _sample_speedup(classifier, layers, answers.lengths[sample[taken]], speed),
-        }
+        row.update(
+            _throughput(timing, len(sample)),
+            ratio_to_full=against.median,
+            ratio_to_full_quartiles=[against.lower, against.upper],
+            same_exit_as_replayed=float((layers == replayed).mean()),
+            sample_speedup=_sample_speedup(classifier, layers, answers.lengths[sample[taken]], speed),
+        )
 
 
 def _sample_speedup(

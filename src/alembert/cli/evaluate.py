@@ -63,7 +63,7 @@ def evaluate(
     split = split or ("test" if "test" in loaded.splits else "dev")
     loaded = o.limit_rows(loaded, {split: max_rows}, seed)
     folder = output or (Path(run) / "evaluation" if Path(run).is_dir() else Path("evaluation"))
-    with _progress() as notify:
+    with ProgressBars() as notify:
         results = run_evaluation(
             classifier,
             loaded,
@@ -122,7 +122,7 @@ def write_results(results: dict[str, Any], folder: Path) -> str:
     return ", speed_curve.png, speed_curve.html, exit_shares.png"
 
 
-class _progress:
+class ProgressBars:
     """A progress bar for each description that comes along."""
 
     def __enter__(self) -> Callable[[str, int, int], None]:

@@ -28,14 +28,13 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"--config {path}: must hold `name: value` lines")
     names = {parameter.name: parameter for parameter in context.command.params}
     defaults: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, entry in values.items():
         name = str(key).replace("-", "_")
         if name not in names and f"{name}_" not in names:
             known = ", ".join(sorted(str(name).replace("_", "-") for name in names))
             raise InputError(f"--config {path}: unknown entry {key!r}; this command knows {known}")
-        if name == "set":
-            name, value = "set_", [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
-        defaults[name] = value
+        assignments = [f"{option}={setting}" for option, setting in entry.items()] if isinstance(entry, dict) else None
+        defaults["set_" if name == "set" else name] = entry if assignments is None else assignments
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 

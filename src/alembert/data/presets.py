@@ -25,6 +25,7 @@ class Preset:
 
     @property
     def problem_type(self) -> str:
+        """Single-label classification where there are label names, else regression."""
         return "single_label_classification" if self.label_names else "regression"
 
     def text_column_in(self, columns: Collection[str]) -> str | None:

@@ -34,6 +34,7 @@ class Columns:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The columns that are there, in the order text, second text, label."""
         return tuple(name for name in (self.text, self.text_pair, self.label) if name is not None)
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from alembert.data.task import Task
 from alembert.methods.base import Method, MethodOptions
+from alembert.models.layered import LayeredEncoder
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
 from alembert.models.placement import exit_layers
 from alembert.training.objective import Objective
@@ -94,11 +95,9 @@ class SelfDistillation(Method[ExitOptionsT]):
         """The objective of the exits."""
 
     def build_model(self, teacher: PreTrainedModel, task: Task) -> MultiExitModel:
-        if isinstance(teacher, MultiExitModel):
-            num_layers = teacher.num_layers
-        else:
-            num_layers = teacher.config.num_hidden_layers
         options = self.options
+        full_model = teacher.full_model if isinstance(teacher, MultiExitModel) else teacher
+        num_layers = LayeredEncoder(full_model).num_layers
         return MultiExitModel.from_teacher(
             teacher,
             exit_layers=exit_layers(num_layers, options.placement, options.k, options.layers),

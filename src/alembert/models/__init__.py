@@ -1,1 +1,1 @@
-"""."""
+"""Encoders run layer by layer, exit heads, where they stand, and the models made of both."""

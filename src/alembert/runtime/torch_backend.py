@@ -85,7 +85,7 @@ class TorchBackend:
 
     @torch.inference_mode()
     def run_all_exits(self, batch: dict[str, np.ndarray]) -> tuple[Tensor, Tensor | None]:
-        """Logits (rows, exits, labels) of every exit, the full model last, and learned uncertainties (rows, exits − 1)."""
+        """Every exit's logits (rows, exits, labels), full model last; learned uncertainties (rows, exits − 1)."""
         inputs = {name: torch.as_tensor(values, device=self.device) for name, values in batch.items()}
         output = self.model(**inputs)
         logits = output.logits[None]

@@ -99,13 +99,12 @@ class RunDirectory:
         return metrics
 
     def _previous(self) -> dict[str, Any] | None:
+        previous: dict[str, Any] | None = None
         if (self.path / FINISHED).exists():
-            previous: dict[str, Any] = read_json(self.path / FINISHED)["configuration"]
-            return previous
-        if (self.path / IN_PROGRESS).exists():
+            previous = read_json(self.path / FINISHED)["configuration"]
+        elif (self.path / IN_PROGRESS).exists():
             previous = read_json(self.path / IN_PROGRESS)
-            return previous
-        return None
+        return previous
 
     def _clear(self, main_process: bool) -> None:
         if main_process:

@@ -28,6 +28,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Chooses the order: that of epoch `epoch`, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -198,6 +198,7 @@ def training_arguments(
         greater_is_better=True if evaluates else None,
         logging_strategy="steps",
         logging_steps=10,
+        logging_first_step=True,
         disable_tqdm=True,
         report_to=report_to or [],
         remove_unused_columns=False,
