@@ -116,7 +116,10 @@ def main() -> None:
     quiet_libraries()
     facts = classifier_facts(arguments.teacher)
     task = load_task(
-        arguments.data, problem_type=facts.problem_type, label_names=facts.label_names, required_splits=("train",)
+        arguments.data,
+        problem_type=facts.problem_type,
+        label_names=facts.label_names,
+        required_splits=("train",),
     )
     limits = {"train": arguments.max_train_rows, "test": arguments.max_test_rows}
     task = limit_rows(task, limits, arguments.seed)
@@ -128,7 +131,9 @@ def main() -> None:
     everywhere = exit_layers(num_layers, "all")
     for name, options in BANKS.items():
         set_seed(arguments.seed)
-        banks[name] = MultiExitModel.from_teacher(teacher, exit_layers=everywhere, exit_head=arguments.exit_head)
+        banks[name] = MultiExitModel.from_teacher(
+            teacher, exit_layers=everywhere, exit_head=arguments.exit_head
+        )
         if isinstance(options, MsBertOptions):
             objectives[name] = MsBertObjective(everywhere, facts.problem_type, options)
         else:
@@ -172,7 +177,9 @@ def main() -> None:
     write_json(arguments.output, study)
     if arguments.models is not None:
         for name, bank in banks.items():
-            folder = arguments.models / name.replace(", ", "-").replace("(", "-").replace(")", "").replace("||", "-")
+            folder = arguments.models / name.replace(", ", "-").replace("(", "-").replace(")", "").replace(
+                "||", "-"
+            )
             bank.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
@@ -183,7 +190,9 @@ def predict(model: ExitBanks, dataset: Any, tokenizer: Any) -> dict[str, np.ndar
     logits: dict[str, np.ndarray] = {}
     for start in range(0, len(order), 64):
         rows = order[start : start + 64]
-        columns = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in dataset.column_names]
+        columns = [
+            name for name in ("input_ids", "attention_mask", "token_type_ids") if name in dataset.column_names
+        ]
         batch = tokenizer.pad({name: dataset[rows][name] for name in columns}, return_tensors="pt")
         with torch.inference_mode():
             outputs = model(**batch)
@@ -194,7 +203,12 @@ def predict(model: ExitBanks, dataset: Any, tokenizer: Any) -> dict[str, np.ndar
 
 
 def analyse(
-    logits: dict[str, np.ndarray], labels: np.ndarray, lengths: np.ndarray, task: Any, banks: Any, num_layers: int
+    logits: dict[str, np.ndarray],
+    labels: np.ndarray,
+    lengths: np.ndarray,
+    task: Any,
+    banks: Any,
+    num_layers: int,
 ) -> list[dict[str, Any]]:
     """For every bank and placement: each exit's own score, the ten speeds, and the score at given speed-ups."""
     placements = [
@@ -228,7 +242,12 @@ def analyse(
 
 
 def analyse_top_k(
-    logits: dict[str, np.ndarray], labels: np.ndarray, lengths: np.ndarray, task: Any, banks: Any, num_layers: int
+    logits: dict[str, np.ndarray],
+    labels: np.ndarray,
+    lengths: np.ndarray,
+    task: Any,
+    banks: Any,
+    num_layers: int,
 ) -> list[dict[str, Any]]:
     """MS-BERT's Figs. 4 and 5: uncertainty per exit, and the speed curve, as functions of K, in both forms."""
     placed = Placed("every 2", exit_layers(num_layers, "every_k", 2))
@@ -252,7 +271,8 @@ def analyse_top_k(
                             for index, layer in enumerate(answers.exit_layers)
                         },
                         "speeds": [
-                            measure(answers, labels, task, costs, policy, round(0.1 * step, 1)) for step in range(11)
+                            measure(answers, labels, task, costs, policy, round(0.1 * step, 1))
+                            for step in range(11)
                         ],
                     }
                 )
@@ -265,7 +285,9 @@ def measure(
     """Score, MACs, speed-up and exits at one speed."""
     taken = answers.replay(policy, speed)
     layers = np.array(answers.exit_layers)[taken]
-    macs = costs.macs(layers, lengths := answers.lengths, active_exits=answers.exit_layers[:-1] if speed > 0 else ())
+    macs = costs.macs(
+        layers, lengths := answers.lengths, active_exits=answers.exit_layers[:-1] if speed > 0 else ()
+    )
     chosen = answers.logits[np.arange(len(taken)), taken]
     return {
         "speed": speed,

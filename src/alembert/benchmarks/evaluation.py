@@ -158,6 +158,16 @@ def evaluate(
         timing_rows: texts in the timed sample.
         seed: of the sample.
         progress: called with a description, steps done and steps in all.
+
+    Example:
+        >>> import alembert
+        >>> classifier = alembert.AdaptiveClassifier.from_pretrained("runs/fast")
+        >>> task = alembert.load_task("topics/")
+        >>> results = alembert.evaluate(
+        ...     classifier, task, "test", [0.0, 0.5], model_name="fast", data_name="topics", repeats=0
+        ... )
+        >>> [row["speed"] for row in results["speeds"]]
+        [0.0, 0.5]
     """
     if not speeds:
         raise InputError("no speeds given: name at least one between 0 and 1")
@@ -211,16 +221,19 @@ def _add_timings(
 ) -> None:
     sample = np.random.default_rng(seed).permutation(len(texts))[:timing_rows]
     batches = classifier.batches(classifier.encode([texts[index] for index in sample]))
+    timed = sample[np.concatenate([positions for positions, _ in batches])]
     backend = classifier.backend
 
     def full_model() -> None:
         for _, batch in batches:
             backend.run_stock(batch)
 
+    exits_taken: dict[float, np.ndarray] = {}
+
     def adaptive(speed: float) -> Callable[[], None]:
         def run() -> None:
-            for _, batch in batches:
-                backend.run(batch, policy, speed)
+            exited = [backend.run(batch, policy, speed) for _, batch in batches]
+            exits_taken[speed] = np.concatenate([part.exit_layers for part in exited])
 
         return run
 
@@ -234,15 +247,14 @@ def _add_timings(
     for row, speed in zip(results["speeds"], speeds, strict=True):
         timing = timings[f"speed {speed}"]
         against = ratio(full, timing)
-        taken = np.concatenate([positions for positions, _ in batches])
-        layers = np.concatenate([backend.run(batch, policy, speed).exit_layers for _, batch in batches])
-        replayed = np.array(answers.exit_layers)[answers.replay(policy, speed)][sample[taken]]
+        layers = exits_taken[speed]
+        replayed = np.array(answers.exit_layers)[answers.replay(policy, speed)][timed]
         row.update(
             _throughput(timing, len(sample)),
             ratio_to_full=against.median,
             ratio_to_full_quartiles=[against.lower, against.upper],
             same_exit_as_replayed=float((layers == replayed).mean()),
-            sample_speedup=_sample_speedup(classifier, layers, answers.lengths[sample[taken]], speed),
+            sample_speedup=_sample_speedup(classifier, layers, answers.lengths[timed], speed),
         )
 
 

@@ -75,7 +75,8 @@ def demo(
             parse_speeds(DEFAULT_SPEEDS),
             model_name="MS-BERT on MiniLM-L6",
             data_name="BBC News",
-            timing_rows=256,
+            timing_rows=128,
+            repeats=2,
             progress=notify,
         )
     write_results(results, output)

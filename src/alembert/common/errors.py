@@ -7,4 +7,12 @@ class InputError(ValueError):
     """The input is wrong: says what, where (file, row, field) and what to do.
 
     The command line prints the message alone and exits with code 2.
+
+    Example:
+        >>> import alembert
+        >>> try:
+        ...     alembert.load_task("no-such-folder/")
+        ... except alembert.InputError as error:
+        ...     print("refused:", error)
+        refused: ...
     """

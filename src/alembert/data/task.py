@@ -48,6 +48,12 @@ class Task:
         splits: some of "train", "dev" and "test". Columns: "text" (string), "text_pair" (string; pairs
             only) and "labels" (int64; for multi-label a list of 0.0 and 1.0, one per label name; for
             regression float64).
+
+    Example:
+        >>> import alembert
+        >>> task = alembert.load_task("topics/")
+        >>> task.problem_type, task.label_names, task.main_metric
+        ('single_label_classification', ('food', 'sport', 'weather'), 'accuracy')
     """
 
     name: str
@@ -140,6 +146,12 @@ def load_task(
 
     Raises:
         InputError: the data cannot be used; the message names file, row and field, and what to do.
+
+    Example:
+        >>> import alembert
+        >>> task = alembert.load_task("topics/", text_column="text", label_column="label")
+        >>> {split: data.num_rows for split, data in task.splits.items()}
+        {'train': 64, 'dev': 32, 'test': 32}
     """
     known = get_preset(preset) if preset is not None else None
     problem_type = problem_type or (known.problem_type if known else None)

@@ -52,8 +52,10 @@ def distill(
 
     Example:
         >>> import alembert
-        >>> task = alembert.load_task("reviews/")  # doctest: +SKIP
-        >>> model = alembert.distill("ms-bert", "runs/teacher", task, "runs/fast")  # doctest: +SKIP
+        >>> task = alembert.load_task("topics/")
+        >>> model = alembert.distill("ms-bert", "runs/teacher", task, "runs/second", settings={"epochs": 1})
+        >>> model.exit_layers
+        (1, 3)
     """
     method_class = find_method(method)
     method_options, training = resolve(method_class, preset, options or {}, settings or {})

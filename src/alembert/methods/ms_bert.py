@@ -65,12 +65,18 @@ class MsBertObjective(SelfDistillationObjective):
         self.options = options
         self.ground_cost: Tensor | None
         self.register_buffer("ground_cost", ground_cost)
+        # Options that do not go together are refused here, before a run begins.
+        labels = 2 if ground_cost is None else len(ground_cost)
+        self._loss(torch.zeros(1, 1, labels), torch.zeros(2, 1, labels))
 
     def exit_losses(self, exit_logits: Tensor, output: MultiExitOutput) -> Tensor:
+        return self._loss(exit_logits, self.teacher_layer_logits(exit_logits, output))
+
+    def _loss(self, exit_logits: Tensor, layer_logits: Tensor) -> Tensor:
         options = self.options
         return ms_bert_loss(
             exit_logits,
-            self.teacher_layer_logits(exit_logits, output),
+            layer_logits,
             emd=options.emd,
             weighting=options.weighting,
             teacher_weight=options.teacher_weight,

@@ -110,13 +110,13 @@ class MPNetFamily(RobertaFamily):
 
     def context(self, hidden_states: Tensor, attention_mask: Tensor, wider: Context | None = None) -> Context:
         tokens = hidden_states.shape[1]
-        if wider is None:
-            # The bias is the same for every row: one row of it broadcasts.
-            bias = self.base.encoder.compute_position_bias(hidden_states[:1])
-        else:
-            bias = wider["position_bias"]
+        # The bias is the same for every row: one row of it broadcasts.
+        bias = self._position_bias(hidden_states[:1]) if wider is None else wider["position_bias"]
         masks = super().context(hidden_states, attention_mask)
         return {**masks, "position_bias": bias[:, :, :tokens, :tokens]}
+
+    def _position_bias(self, hidden_states: Tensor) -> Tensor:
+        return self.base.encoder.compute_position_bias(hidden_states)  # type: ignore[no-any-return]
 
 
 class DistilBertFamily(BertFamily):

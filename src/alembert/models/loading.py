@@ -60,8 +60,7 @@ def load_encoder(
     config.label2id = {name: index for index, name in enumerate(names)}
     config.problem_type = problem_type
     auto_class = AutoModelForSequenceClassification if head == STOCK_HEAD else AutoModel
-    same_labels = {} if head != STOCK_HEAD else {"ignore_mismatched_sizes": True}
-    model, info = _from_pretrained(auto_class, source, config=config, dtype=torch.float32, **same_labels)
+    model, info = _from_pretrained(auto_class, source, config=config, dtype=torch.float32)
     info = dict(info) | {
         "unexpected_keys": [key for key in info["unexpected_keys"] if not _is_one_of(key, _PRETRAINING_KEYS)],
         "mismatched_keys": [key for key in info["mismatched_keys"] if not _is_one_of(key, _HEAD_KEYS)],
@@ -158,7 +157,11 @@ def _load_config(source: str) -> Any:
 def _from_pretrained(auto_class: Any, source: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
         model, info = auto_class.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, **options
+            source,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # what does not fit is named by `check_loading`
+            **options,
         )
     except InputError:
         raise

@@ -36,6 +36,12 @@ class MultiExitConfig(PreTrainedConfig):  # type: ignore[misc]
         final_head: "stock" (the family's own classification head) or one of `EXIT_HEADS`, after layer N.
         learned_exit: whether a shared linear layer foresees an exit's mistakes (BERxiT).
         policy, top_k, speed: defaults for adaptive inference; None leaves the choice to the runtime.
+
+    Example:
+        >>> from alembert import MultiExitConfig
+        >>> config = MultiExitConfig.from_pretrained("runs/fast")
+        >>> config.exit_layers, config.exit_head, config.full_model_config().model_type
+        ([1, 2, 3], 'fastbert', 'bert')
     """
 
     model_type = "alembert-multi-exit"
@@ -84,7 +90,9 @@ class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
     Example:
         >>> import alembert
         >>> from transformers import AutoModelForSequenceClassification
-        >>> model = AutoModelForSequenceClassification.from_pretrained("runs/fast")  # doctest: +SKIP
+        >>> model = AutoModelForSequenceClassification.from_pretrained("runs/fast")
+        >>> type(model).__name__, model.exit_layers
+        ('MultiExitModel', (1, 2, 3))
     """
 
     config_class = MultiExitConfig
@@ -162,6 +170,8 @@ class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
         """As in transformers, except that missing, unexpected or misshapen weights raise InputError."""
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("use_safetensors", True)
+        # Misshapen weights are let through to `check_loading`, which names them in one error with the others.
+        kwargs.setdefault("ignore_mismatched_sizes", True)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         check_loading(info, str(args[0]) if args else "the checkpoint")
         return (model, info) if wants_info else model

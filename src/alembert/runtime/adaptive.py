@@ -36,6 +36,11 @@ class Prediction:
             the value.
         exit: the layer after which the text left; the number of layers when the full model answered.
         uncertainty: the policy's, in [0, 1], at the exit taken; None when the full model answered.
+
+    Example:
+        >>> from alembert import AdaptiveClassifier
+        >>> AdaptiveClassifier.from_pretrained("runs/fast").predict("we saw the soup and bread again", speed=0.0)
+        Prediction(label='food', score=..., exit=4, uncertainty=None)
     """
 
     label: str | tuple[str, ...] | float
@@ -64,9 +69,11 @@ class AdaptiveClassifier:
 
     Example:
         >>> from alembert import AdaptiveClassifier
-        >>> classifier = AdaptiveClassifier.from_pretrained("runs/fast", speed=0.5)  # doctest: +SKIP
-        >>> classifier.predict("quick and friendly")  # doctest: +SKIP
-        Prediction(label='positive', score=0.98, exit=3, uncertainty=0.07)
+        >>> classifier = AdaptiveClassifier.from_pretrained("runs/fast", speed=0.5)
+        >>> [answer.label for answer in classifier.predict(["we saw the soup and bread again", "there was a storm today"])]
+        ['food', 'weather']
+        >>> classifier.predict_proba(["we saw the soup again"], speed=0.0).shape
+        (1, 3)
     """
 
     def __init__(

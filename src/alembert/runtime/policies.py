@@ -110,6 +110,13 @@ class ExitPolicy:
       Exits agree when the most probable class is equal, when all labels decided at 0.5 are equal, or when
       the regression values differ by less than `tolerance`.
     - "learned" (BERxiT) takes the value that the model's exits were trained to give.
+
+    Example:
+        >>> import numpy as np
+        >>> from alembert import ExitPolicy
+        >>> uncertainty, _ = ExitPolicy("entropy").uncertainty(np.array([[0.5, 0.5], [0.99, 0.01]]))
+        >>> uncertainty.round(2).tolist()
+        [1.0, 0.08]
     """
 
     name: str = "entropy"

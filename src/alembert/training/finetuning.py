@@ -46,8 +46,11 @@ def finetune(
 
     Example:
         >>> import alembert
-        >>> task = alembert.load_task("reviews/")  # doctest: +SKIP
-        >>> teacher = alembert.finetune("bert-base-uncased", task, "runs/teacher")  # doctest: +SKIP
+        >>> task = alembert.load_task("topics/")
+        >>> settings = alembert.TrainingSettings(epochs=1, learning_rate=1e-3, max_length=32)
+        >>> teacher = alembert.finetune("encoder/", task, "runs/first", settings=settings)
+        >>> teacher.config.id2label
+        {0: 'food', 1: 'sport', 2: 'weather'}
     """
     settings = settings or TrainingSettings(evaluate_every_epoch=True)
     state = PartialState(cpu=not _has_accelerator())

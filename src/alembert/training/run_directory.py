@@ -20,10 +20,10 @@ CHECKPOINTS = "checkpoints"
 
 
 class RunDirectory:
-    """Claims `path` for a run with the resolved `configuration`.
+    """The folder `path` of a run with the resolved `configuration`.
 
     A folder with the same configuration is gone on with (`finished` says whether anything is left to do);
-    any other content raises InputError unless `overwrite`.
+    any other content raises InputError unless `overwrite`. Nothing is written or removed before `begin`.
     """
 
     def __init__(
@@ -36,26 +36,28 @@ class RunDirectory:
     ) -> None:
         self.path = Path(path)
         self.configuration = configuration
-        self.finished = False
+        self._main_process = main_process
         previous = self._previous()
-        if previous is not None and previous != configuration:
-            if not overwrite:
+        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if occupied and not overwrite:
+            if previous is None:
+                raise InputError(f"{self.path} exists and is no run of Alembert: choose another --output")
+            if previous != configuration:
                 raise InputError(
                     f"{self.path} holds a run with another configuration "
                     f"({', '.join(_differences(previous, configuration))}): choose another --output, or pass "
                     "--overwrite to replace it"
                 )
-            self._clear(main_process)
-        elif previous is not None and overwrite:
-            self._clear(main_process)
-        elif previous is not None:
-            self.finished = (self.path / FINISHED).exists()
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            if not overwrite:
-                raise InputError(f"{self.path} exists and is no run of Alembert: choose another --output")
-            self._clear(main_process)
-        if not self.finished and main_process:
-            write_json(self.path / IN_PROGRESS, configuration)
+        self._clears = occupied and overwrite
+        self.finished = not overwrite and (self.path / FINISHED).exists()
+
+    def begin(self) -> None:
+        """Claims the folder, once everything that can be refused has been checked."""
+        if not self._main_process:
+            return
+        if self._clears:
+            shutil.rmtree(self.path) if self.path.is_dir() else self.path.unlink()
+        write_json(self.path / IN_PROGRESS, self.configuration)
 
     def checkpoints(self, stage: str) -> Path:
         """The folder of a stage's checkpoints."""
@@ -105,10 +107,6 @@ class RunDirectory:
         elif (self.path / IN_PROGRESS).exists():
             previous = read_json(self.path / IN_PROGRESS)
         return previous
-
-    def _clear(self, main_process: bool) -> None:
-        if main_process:
-            shutil.rmtree(self.path) if self.path.is_dir() else self.path.unlink()
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from alembert.training.checkpoints import last_complete_checkpoint
 from alembert.training.progress import TrainingProgress
 from alembert.training.run_directory import RunDirectory
 from alembert.training.stage import Stage
-from alembert.training.trainer import MODEL_INPUTS, DistillationTrainer, all_logits
+from alembert.training.trainer import MODEL_INPUTS, DistillationTrainer, all_logits, training_arguments
 
 
 def run_stages(
@@ -34,8 +34,13 @@ def run_stages(
     """Trains `model` in place through all stages and returns each stage's log history by name.
 
     A stage with complete checkpoints goes on from the newest; the end of a stage is itself a checkpoint, so a
-    finished stage costs only its loading.
+    finished stage costs only its loading. Raises InputError, before anything is written, when a stage cannot run.
     """
+    for stage in stages:
+        for split in {"train", "dev"} & set(task.splits):
+            tokenised(task, split, tokenizer, stage.settings.max_length)
+        training_arguments(stage, run.checkpoints(stage.name), False, report_to)
+    run.begin()
     histories: dict[str, Any] = {}
     for stage in stages:
         set_seed(stage.settings.seed)

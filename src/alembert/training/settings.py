@@ -27,6 +27,11 @@ class TrainingSettings(BaseModel):
         early_stopping_patience: stop after this many evaluations without gain; needs evaluate_every_epoch.
         checkpoint_steps: optimiser steps between checkpoints; None = one per epoch.
         seed: of initialisation, dropout and order of the data.
+
+    Example:
+        >>> from alembert import TrainingSettings
+        >>> TrainingSettings(epochs=1, batch_size=16).learning_rate
+        2e-05
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,7 +42,9 @@ class TrainingSettings(BaseModel):
     learning_rate: float = Field(2e-5, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    scheduler: str = "linear"
+    scheduler: Literal[
+        "linear", "cosine", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "linear"
     max_grad_norm: float = Field(1.0, ge=0)
     max_length: int = Field(128, ge=4)
     group_by_length: bool = True

@@ -1,0 +1,271 @@
+"""Stages: the order of examples, what is minimised and logged, what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import alembert
+from alembert.common.errors import InputError
+from alembert.data.metrics import compute_metrics
+from alembert.data.task import Task
+from alembert.methods.base import validated
+from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
+from alembert.training import settings as training_settings
+from alembert.training.run_directory import RunDirectory
+from alembert.training.runner import mean_exit_score, predict_logits, run_stages, tokenised
+from alembert.training.sampling import EpochSampler
+from alembert.training.settings import TrainingSettings
+from alembert.training.objective import TaskObjective
+from alembert.training.stage import Stage
+from alembert.training.trainer import training_arguments
+
+SINGLE = "single_label_classification"
+
+
+@given(
+    lengths=st.lists(st.integers(1, 100), min_size=1, max_size=200),
+    batch_size=st.integers(1, 16),
+    seed=st.integers(0, 2**31),
+    epoch=st.integers(0, 5),
+    grouped=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_is_a_permutation_of_seed_and_epoch(
+    lengths: list[int], batch_size: int, seed: int, epoch: int, grouped: bool
+) -> None:
+    def order(epoch: int, seed: int = seed) -> list[int]:
+        sampler = EpochSampler(len(lengths), batch_size, seed, lengths if grouped else None)
+        sampler.set_epoch(epoch)
+        assert len(sampler) == len(lengths)
+        return list(sampler)
+
+    first = order(epoch)
+    assert sorted(first) == list(range(len(lengths)))
+    torch.manual_seed(epoch)
+    np.random.seed(epoch)
+    assert order(epoch) == first
+
+
+def test_orders_differ_from_epoch_to_epoch_and_seed_to_seed() -> None:
+    lengths = list(np.random.default_rng(0).integers(1, 50, size=100))
+    orders = set()
+    for seed in (1, 2):
+        for epoch in (0, 1, 2):
+            sampler = EpochSampler(100, 8, seed, lengths)
+            sampler.set_epoch(epoch)
+            orders.add(tuple(sampler))
+    assert len(orders) == 6
+
+
+def test_batches_hold_similar_lengths_and_a_short_one_stays_last() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, size=397)
+    batches = np.split(np.array(list(EpochSampler(397, 8, 5, lengths.tolist()))), range(8, 397, 8))
+    spread = np.mean([np.ptp(lengths[batch]) for batch in batches])
+    plain = np.split(np.array(list(EpochSampler(397, 8, 5))), range(8, 397, 8))
+    assert spread < 0.2 * np.mean([np.ptp(lengths[batch]) for batch in plain])
+    # Were the batches in order of length, the means would fall from first to last.
+    means = [lengths[batch].mean() for batch in batches[:-1]]
+    assert np.sign(np.diff(means)).mean() > -0.5
+    assert len(batches[-1]) == 397 % 8
+
+
+def read_history(run: Path, stage: str) -> list[dict[str, Any]]:
+    return json.loads((run / "trainer_state.json").read_text())[stage]["log_history"]
+
+
+def test_terms_are_logged_and_sum_to_the_loss(fast: Path) -> None:
+    logged = [entry for entry in read_history(fast, "self-distillation") if "loss" in entry]
+    assert len(logged) >= 5
+    for entry in logged:
+        terms = {name: value for name, value in entry.items() if name.startswith("terms/")}
+        assert set(terms) == {"terms/exit_1", "terms/exit_2", "terms/exit_3", "terms/learned_exit"}
+        assert all(value >= 0 for value in terms.values())
+        assert sum(terms.values()) == pytest.approx(entry["loss"], rel=1e-3, abs=1e-4)
+    assert logged[-1]["loss"] < logged[0]["loss"]
+
+
+def train(
+    encoder: Path, task: Task, folder: Path, dropout: float = 0.0, **changes: Any
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """One fine-tuning stage on fresh weights of a fixed seed."""
+    chosen = TrainingSettings(
+        **{"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "max_length": 32, "bf16": False} | changes
+    )
+    torch.manual_seed(0)
+    model = load_encoder(str(encoder), label_names=task.label_names, problem_type=SINGLE)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    stage = Stage("finetune", TaskObjective(SINGLE), chosen)
+    histories = run_stages(
+        model, [stage], task, load_tokenizer(str(encoder)), RunDirectory(folder, {"settings": folder.name})
+    )
+    return model, histories["finetune"]
+
+
+def difference(first: torch.nn.Module, second: torch.nn.Module) -> float:
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return max(float((one - other).detach().abs().max()) for one, other in pairs)
+
+
+def test_accumulated_gradients_are_those_of_one_big_batch(
+    tiny_encoder: Path, task: Task, tmp_path: Path
+) -> None:
+    # Adam divides by the gradient's size, which magnifies rounding where it is near 0: SGD-like comparison by epsilon
+    # is not on offer, so the tolerance is a hundredth of the distance travelled.
+    whole, history = train(tiny_encoder, task, tmp_path / "whole")
+    parts, parts_history = train(tiny_encoder, task, tmp_path / "parts", gradient_accumulation_steps=4)
+    start = load_encoder(str(tiny_encoder), label_names=task.label_names, problem_type=SINGLE)
+    assert history["global_step"] == parts_history["global_step"] == 4
+    assert difference(whole.base_model, parts.base_model) < 0.01 * difference(whole.base_model, start.base_model)
+    for entry, other in zip(history["log_history"], parts_history["log_history"], strict=True):
+        for name in ("train_loss", "loss"):
+            if name in entry:
+                assert entry[name] == pytest.approx(other[name], rel=1e-3)
+
+
+def test_the_best_epoch_is_kept_and_training_stops_early(
+    tiny_encoder: Path, task: Task, tmp_path: Path
+) -> None:
+    model, history = train(
+        tiny_encoder,
+        task,
+        tmp_path / "run",
+        epochs=12,
+        learning_rate=2e-2,
+        scheduler="constant",
+        evaluate_every_epoch=True,
+        early_stopping_patience=2,
+    )
+    scores = [entry["eval_score"] for entry in history["log_history"] if "eval_score" in entry]
+    best = int(np.argmax(scores))
+    assert len(scores) == best + 3 < 12
+    assert history["best_metric"] == scores[best]
+    tokenizer = load_tokenizer(str(tiny_encoder))
+    logits, labels = predict_logits(model, tokenised(task, "dev", tokenizer, 32), tokenizer, "dev")
+    assert labels is not None
+    kept = compute_metrics(SINGLE, ("accuracy",), logits[:, -1], labels)["accuracy"]
+    assert kept == pytest.approx(scores[best])
+    assert scores[-1] < scores[best]
+
+
+def test_predicted_logits_are_in_the_order_of_the_rows(teacher: Path, task: Task) -> None:
+    model, tokenizer = load_classifier(str(teacher)), load_tokenizer(str(teacher))
+    dataset = tokenised(task, "dev", tokenizer, 32)
+    logits, labels = predict_logits(model, dataset, tokenizer, "dev", batch_size=5)
+    assert logits.shape == (32, 1, 3)
+    assert labels is not None
+    assert labels.tolist() == list(task.dataset("dev")["labels"])
+    for row in (0, 7, 31):
+        with torch.no_grad():
+            alone = model(input_ids=torch.tensor([dataset[row]["input_ids"]])).logits
+        np.testing.assert_allclose(logits[row, 0], alone[0], atol=1e-5)
+
+
+def test_score_is_the_mean_over_exits(task: Task) -> None:
+    labels = np.array([0, 1, 2, 0])
+    right, wrong = np.eye(3)[labels], np.eye(3)[(labels + 1) % 3]
+    logits = np.stack([right, wrong, np.where(np.arange(4)[:, None] < 2, right, wrong)], axis=1)
+    assert mean_exit_score(task, logits, labels) == {"score": pytest.approx((1 + 0 + 0.5) / 3)}
+
+
+def stage_of(**values: Any) -> Stage:
+    return Stage("stage", TaskObjective(SINGLE), TrainingSettings(**values))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="multiple of 3"):
+        training_arguments(stage_of(batch_size=16, gradient_accumulation_steps=3), tmp_path, False, None)
+    arguments = training_arguments(stage_of(batch_size=16, gradient_accumulation_steps=4), tmp_path, False, None)
+    assert arguments.per_device_train_batch_size == 4
+
+
+def test_bf16_is_the_hardwares_unless_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pays, name in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(training_settings, "bf16_pays", lambda pays=pays: pays)
+        assert TrainingSettings().autocast_dtype() == name
+        assert training_arguments(stage_of(), tmp_path, False, None).bf16 == pays
+    assert TrainingSettings(bf16=True).autocast_dtype() == "bf16"
+    assert TrainingSettings(bf16=False).autocast_dtype() == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"batch": 3}, "unknown training setting 'batch'"),
+        ({"epochs": 0}, "training setting epochs=0"),
+        ({"learning_rate": "fast"}, "training setting learning_rate='fast'"),
+        ({"warmup_ratio": 1.0}, "training setting warmup_ratio"),
+    ],
+)
+def test_wrong_settings_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        validated(TrainingSettings, values, "training setting")
+
+
+def test_only_the_trainable_weights_move(tiny_encoder: Path, task: Task) -> None:
+    model = load_encoder(str(tiny_encoder), label_names=task.label_names, problem_type=SINGLE)
+    Stage("heads", TaskObjective(SINGLE), TrainingSettings(), ("classifier.",)).prepare(model)
+    moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert moving == {"classifier.weight", "classifier.bias"}
+    Stage("all", TaskObjective(SINGLE), TrainingSettings()).prepare(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_finetuned_run_holds_all_that_is_needed(teacher: Path, task: Task) -> None:
+    names = {path.name for path in teacher.iterdir()}
+    assert names == {
+        "README.md",
+        "alembert.json",
+        "config.json",
+        "metrics.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+    }
+    record = json.loads((teacher / "alembert.json").read_text())
+    assert record["configuration"]["settings"]["seed"] == 42
+    assert record["configuration"]["task"] == task.describe()
+    assert {"alembert", "torch", "transformers", "python"} <= set(record["versions"])
+    metrics = json.loads((teacher / "metrics.json").read_text())
+    assert metrics["dev"]["accuracy"] > metrics["majority_baseline"] + 0.2
+    model, tokenizer = load_classifier(str(teacher)), load_tokenizer(str(teacher))
+    logits, labels = predict_logits(model, tokenised(task, "dev", tokenizer, 32), tokenizer, "dev")
+    assert labels is not None
+    assert metrics["dev"]["accuracy"] == pytest.approx(float((logits[:, -1].argmax(-1) == labels).mean()))
+    assert "accuracy" in (teacher / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("head", ["fastbert", "pooled", "linear"])
+def test_a_final_head_of_another_kind(tiny_encoder: Path, task: Task, tmp_path: Path, head: str) -> None:
+    chosen = TrainingSettings(epochs=1, batch_size=16, max_length=32, learning_rate=1e-3)
+    model = alembert.finetune(str(tiny_encoder), task, tmp_path / "run", head=head, settings=chosen)
+    loaded = load_classifier(str(tmp_path / "run"))
+    assert isinstance(loaded, alembert.MultiExitModel)
+    assert loaded.config.final_head == head
+    assert loaded.config.num_labels == 3
+    assert difference(model, loaded) == 0
+
+
+def test_occupied_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="no run of Alembert"):
+        RunDirectory(tmp_path, {"seed": 1})
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt"}
+    run = tmp_path / "run"
+    RunDirectory(run, {"seed": 1, "task": {"rows": 3}})
+    assert not RunDirectory(run, {"seed": 1, "task": {"rows": 3}}).finished
+    with pytest.raises(InputError, match=r"task\.rows: 3 there, 4 now"):
+        RunDirectory(run, {"seed": 1, "task": {"rows": 4}})
+    (run / "old").touch()
+    RunDirectory(run, {"seed": 2}, overwrite=True)
+    assert [path.name for path in run.iterdir()] == ["in_progress.json"]
