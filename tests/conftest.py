@@ -67,8 +67,8 @@ def write_task() -> Callable[..., Path]:
                 if kind == "single":
                     lines.append(f"{first}\t{text}")
                 elif kind == "pair":
-                    same = "same" if first == second else "other"
-                    lines.append(f"{same}\t{text}\t{sentence(second, generator)}")
+                    opening = " ".join(generator.choice(FILLERS, size=4))
+                    lines.append(f"{first}\t{opening}\t{text}")
                 elif kind == "multi":
                     lines.append(f"{'|'.join(sorted({first, second}))}\t{text} {sentence(second, generator)}")
                 else:

@@ -111,25 +111,22 @@ def train(
     return model, histories["finetune"]
 
 
-def difference(first: torch.nn.Module, second: torch.nn.Module) -> float:
+def distance(first: torch.nn.Module, second: torch.nn.Module) -> float:
     pairs = zip(first.parameters(), second.parameters(), strict=True)
-    return max(float((one - other).detach().abs().max()) for one, other in pairs)
+    return sum(float((one - other).detach().square().sum()) for one, other in pairs) ** 0.5
 
 
 def test_accumulated_gradients_are_those_of_one_big_batch(
     tiny_encoder: Path, task: Task, tmp_path: Path
 ) -> None:
-    # Adam divides by the gradient's size, which magnifies rounding where it is near 0: SGD-like comparison by epsilon
-    # is not on offer, so the tolerance is a hundredth of the distance travelled.
+    start, _ = train(tiny_encoder, task, tmp_path / "start", learning_rate=1e-20)
     whole, history = train(tiny_encoder, task, tmp_path / "whole")
     parts, parts_history = train(tiny_encoder, task, tmp_path / "parts", gradient_accumulation_steps=4)
-    start = load_encoder(str(tiny_encoder), label_names=task.label_names, problem_type=SINGLE)
     assert history["global_step"] == parts_history["global_step"] == 4
-    assert difference(whole.base_model, parts.base_model) < 0.01 * difference(whole.base_model, start.base_model)
-    for entry, other in zip(history["log_history"], parts_history["log_history"], strict=True):
-        for name in ("train_loss", "loss"):
-            if name in entry:
-                assert entry[name] == pytest.approx(other[name], rel=1e-3)
+    # Adam divides by the gradient's size, which magnifies rounding: compared is the way that the weights went.
+    assert distance(whole, parts) < 0.01 * distance(whole, start)
+    losses = [history["log_history"][-1]["train_loss"], parts_history["log_history"][-1]["train_loss"]]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_best_epoch_is_kept_and_training_stops_early(
@@ -139,22 +136,23 @@ def test_the_best_epoch_is_kept_and_training_stops_early(
         tiny_encoder,
         task,
         tmp_path / "run",
-        epochs=12,
-        learning_rate=2e-2,
+        epochs=20,
+        batch_size=8,
+        learning_rate=2e-3,
         scheduler="constant",
         evaluate_every_epoch=True,
         early_stopping_patience=2,
     )
     scores = [entry["eval_score"] for entry in history["log_history"] if "eval_score" in entry]
     best = int(np.argmax(scores))
-    assert len(scores) == best + 3 < 12
+    assert len(scores) == best + 3 < 20
     assert history["best_metric"] == scores[best]
     tokenizer = load_tokenizer(str(tiny_encoder))
     logits, labels = predict_logits(model, tokenised(task, "dev", tokenizer, 32), tokenizer, "dev")
     assert labels is not None
     kept = compute_metrics(SINGLE, ("accuracy",), logits[:, -1], labels)["accuracy"]
     assert kept == pytest.approx(scores[best])
-    assert scores[-1] < scores[best]
+    assert scores[-1] < scores[best], scores
 
 
 def test_predicted_logits_are_in_the_order_of_the_rows(teacher: Path, task: Task) -> None:
@@ -253,7 +251,7 @@ def test_a_final_head_of_another_kind(tiny_encoder: Path, task: Task, tmp_path: 
     assert isinstance(loaded, alembert.MultiExitModel)
     assert loaded.config.final_head == head
     assert loaded.config.num_labels == 3
-    assert difference(model, loaded) == 0
+    assert distance(model, loaded) == 0
 
 
 def test_occupied_folders_are_refused(tmp_path: Path) -> None:
@@ -262,10 +260,14 @@ def test_occupied_folders_are_refused(tmp_path: Path) -> None:
         RunDirectory(tmp_path, {"seed": 1})
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt"}
     run = tmp_path / "run"
-    RunDirectory(run, {"seed": 1, "task": {"rows": 3}})
+    RunDirectory(run, {"seed": 1}, overwrite=True)
+    assert not run.exists()
+    RunDirectory(run, {"seed": 1, "task": {"rows": 3}}).begin()
     assert not RunDirectory(run, {"seed": 1, "task": {"rows": 3}}).finished
     with pytest.raises(InputError, match=r"task\.rows: 3 there, 4 now"):
         RunDirectory(run, {"seed": 1, "task": {"rows": 4}})
     (run / "old").touch()
-    RunDirectory(run, {"seed": 2}, overwrite=True)
+    replacement = RunDirectory(run, {"seed": 2}, overwrite=True)
+    assert (run / "old").exists()
+    replacement.begin()
     assert [path.name for path in run.iterdir()] == ["in_progress.json"]

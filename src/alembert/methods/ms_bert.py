@@ -141,7 +141,7 @@ class MsBert(SelfDistillation[MsBertOptions]):
 
     def objective(self, model: MultiExitModel, task: Task) -> MsBertObjective:
         ground_cost = None
-        if self.options.emd == "class_aware" and self.options.ground_cost == "classifier":
+        if self.options.ground_cost == "classifier":
             ground_cost = class_ground_cost(model.output_weight().detach())
         return MsBertObjective(model.exit_layers, task.problem_type, self.options, ground_cost)
 

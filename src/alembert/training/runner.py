@@ -37,8 +37,9 @@ def run_stages(
     finished stage costs only its loading. Raises InputError, before anything is written, when a stage cannot run.
     """
     for stage in stages:
-        for split in {"train", "dev"} & set(task.splits):
-            tokenised(task, split, tokenizer, stage.settings.max_length)
+        for split in ("train", "dev"):
+            if split in task.splits:
+                tokenised(task, split, tokenizer, stage.settings.max_length)
         training_arguments(stage, run.checkpoints(stage.name), False, report_to)
     run.begin()
     histories: dict[str, Any] = {}
