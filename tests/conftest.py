@@ -128,9 +128,7 @@ def task(task_folder: Path) -> alembert.Task:
 
 
 @pytest.fixture(scope="session")
-def teacher(
-    tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, task: alembert.Task
-) -> Path:
+def teacher(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, task: alembert.Task) -> Path:
     """The tiny encoder fine-tuned on the tiny task."""
     folder = tmp_path_factory.mktemp("runs") / "teacher"
     settings = alembert.TrainingSettings(

@@ -61,7 +61,9 @@ def test_speed_0_is_the_stock_model_exactly(
             assert np.isnan(exited.uncertainties).all()
             checked += len(positions)
         assert checked == len(texts)
-        names = [stock.config.id2label[int(row.argmax())] for row in classifier.predict_proba(texts, policy=policy)]
+        names = [
+            stock.config.id2label[int(row.argmax())] for row in classifier.predict_proba(texts, policy=policy)
+        ]
         assert [prediction.label for prediction in classifier.predict(texts, policy=policy)] == names
 
 
@@ -204,7 +206,8 @@ def test_one_text_none_and_pairs(classifier: AdaptiveClassifier, texts: list[str
 
 @pytest.mark.parametrize("window", [2, 100])
 @pytest.mark.parametrize(
-    ("bad", "words"), [("", "is empty"), (" \t\n", "is empty"), (7, "must be a string"), (None, "must be a string")]
+    ("bad", "words"),
+    [("", "is empty"), (" \t\n", "is empty"), (7, "must be a string"), (None, "must be a string")],
 )
 def test_wrong_texts_are_named_by_position(fast: Path, window: int, bad: Any, words: str) -> None:
     classifier = AdaptiveClassifier.from_pretrained(fast, window=window)

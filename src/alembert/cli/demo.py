@@ -27,7 +27,9 @@ _DEV_ROWS, _TEST_ROWS = 250, 500
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", help="Folder of everything the demo leaves.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option("--output", help="Folder of everything the demo leaves.")] = Path(
+        "runs/demo"
+    ),
     overwrite: o.OverwriteOption = False,
     json_output: o.JsonOption = False,
 ) -> None:
@@ -126,7 +128,12 @@ def _write_news(folder: Path) -> None:
         "train": rows[_DEV_ROWS + _TEST_ROWS :],
     }
     for split, part in splits.items():
-        with replacing(folder / f"{split}.tsv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
+        with (
+            replacing(folder / f"{split}.tsv") as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
+            writer = csv.writer(
+                file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n"
+            )
             writer.writerow(["label", "text"])
             writer.writerows([label, text] for text, label in part)

@@ -84,7 +84,8 @@ def distill(
         preset=preset,
         options=options,
         settings=settings,
-        overwrite=overwrite or resume is o.Resume.never,
+        overwrite=overwrite,
+        resume=resume is o.Resume.auto,
         report_to=report_to,
     )
     print_run(output, json_output)

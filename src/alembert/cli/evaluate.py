@@ -22,6 +22,7 @@ def evaluate(
     policy: o.PolicyOption = None,
     top_k: o.TopKOption = None,
     renormalise: o.RenormaliseOption = None,
+    exits: o.ExitsOption = None,
     split: Annotated[
         str | None, typer.Option(help="train, dev or test; test where there is one, else dev.")
     ] = None,
@@ -48,7 +49,7 @@ def evaluate(
     o.quiet_libraries()
     from alembert.benchmarks.evaluation import evaluate as run_evaluation
 
-    classifier = o.load_adaptive(run, batch_tokens=batch_tokens, max_length=max_length)
+    classifier = o.load_adaptive(run, batch_tokens=batch_tokens, max_length=max_length, exits=exits)
     classifier.policy(policy, top_k, renormalise)
     loaded = o.load_evaluation_task(
         data,

@@ -79,20 +79,24 @@ def finetune(
         output,
         head=head,
         settings=settings,
-        overwrite=overwrite or resume is o.Resume.never,
+        overwrite=overwrite,
+        resume=resume is o.Resume.auto,
         report_to=report_to,
     )
     print_run(output, json_output)
 
 
 def print_run(output: object, json_output: bool) -> None:
-    """Prints where a finished run is and what it measured."""
+    """Prints where a finished run is and what it measured, once however many processes trained it."""
     from pathlib import Path
 
+    from accelerate import PartialState
     from rich.console import Console
 
     from alembert.common.files import read_json
 
+    if not PartialState().is_main_process:
+        return
     metrics = read_json(Path(str(output)) / "metrics.json")
     if json_output:
         typer.echo(json.dumps({"output": str(output), "metrics": metrics}, ensure_ascii=False))

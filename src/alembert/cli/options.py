@@ -33,7 +33,9 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         if name not in names and f"{name}_" not in names:
             known = ", ".join(sorted(str(name).replace("_", "-") for name in names))
             raise InputError(f"--config {path}: unknown entry {key!r}; this command knows {known}")
-        assignments = [f"{option}={setting}" for option, setting in entry.items()] if isinstance(entry, dict) else None
+        assignments = (
+            [f"{option}={setting}" for option, setting in entry.items()] if isinstance(entry, dict) else None
+        )
         defaults["set_" if name == "set" else name] = entry if assignments is None else assignments
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
@@ -52,7 +54,7 @@ DataOption = Annotated[
     ),
 ]
 OutputOption = Annotated[Path, typer.Option("--output", help="The run directory.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a run of another configuration.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace whatever the folder holds.")]
 TaskOption = Annotated[
     str | None, typer.Option("--task", help="A GLUE task: its columns, labels and metrics.")
 ]
@@ -103,6 +105,10 @@ TopKOption = Annotated[int | None, typer.Option(help="K of the policy top_k_entr
 RenormaliseOption = Annotated[
     bool | None, typer.Option(help="Whether top_k_entropy divides the K probabilities by their sum.")
 ]
+ExitsOption = Annotated[
+    str | None,
+    typer.Option(help="Use only the exits after these layers, separated by commas; all unless given."),
+]
 BatchTokensOption = Annotated[int, typer.Option(min=1, help="Rows × longest row of a batch.")]
 
 
@@ -114,7 +120,7 @@ class Resume(StrEnum):
 
 
 ResumeOption = Annotated[
-    Resume, typer.Option(help="auto goes on with an interrupted run; never starts anew.")
+    Resume, typer.Option(help="auto goes on with an interrupted run; never refuses a folder that holds one.")
 ]
 
 
@@ -163,7 +169,18 @@ def load_adaptive(run: str, **options: Any) -> Any:
     from alembert.runtime.adaptive import AdaptiveClassifier
 
     given = {name: value for name, value in options.items() if value is not None}
+    if "exits" in given:
+        given["exits"] = parse_layers(given["exits"])
     return AdaptiveClassifier.from_pretrained(run, **given)
+
+
+def parse_layers(text: str) -> list[int]:
+    """Comma-separated layers; InputError names the one that is no whole number."""
+    layers = [part.strip() for part in text.split(",") if part.strip()]
+    wrong = [part for part in layers if not part.isdecimal()]
+    if wrong or not layers:
+        raise InputError(f"--exits {text!r}: give layer numbers separated by commas")
+    return [int(part) for part in layers]
 
 
 def load_evaluation_task(data: str, classifier: Any, **columns: Any) -> Any:

@@ -31,6 +31,7 @@ def predict(
     policy: o.PolicyOption = None,
     top_k: o.TopKOption = None,
     renormalise: o.RenormaliseOption = None,
+    exits: o.ExitsOption = None,
     config: o.ConfigOption = None,
     text_column: o.TextColumnOption = None,
     text_pair_column: o.PairColumnOption = None,
@@ -52,7 +53,7 @@ def predict(
     if input_file is not None:
         stream = iterate_texts(input_file, text_column=text_column, text_pair_column=text_pair_column)
     form = _form(output, json_output)
-    classifier = o.load_adaptive(run, batch_tokens=batch_tokens, max_length=max_length)
+    classifier = o.load_adaptive(run, batch_tokens=batch_tokens, max_length=max_length, exits=exits)
     predictions = classifier.stream(stream, speed=speed, policy=policy, top_k=top_k, renormalise=renormalise)
     if texts and output is None and not json_output:
         for text, prediction in zip(texts, predictions, strict=True):

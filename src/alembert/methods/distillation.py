@@ -32,6 +32,7 @@ def distill(
     options: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
     overwrite: bool = False,
+    resume: bool = True,
     report_to: list[str] | None = None,
 ) -> PreTrainedModel:
     """Distils a teacher by a named method and leaves a run directory.
@@ -44,7 +45,8 @@ def distill(
         preset: "default" (our best measured), "paper" or "code".
         options: of the method, over the preset's.
         settings: fields of `TrainingSettings`, over the preset's.
-        overwrite: replace a run of another configuration.
+        overwrite: replace whatever the folder holds.
+        resume: go on with an interrupted run; when off, an occupied folder is refused.
         report_to: trackers such as "tensorboard".
 
     Returns the distilled model in evaluation mode. Raises InputError for unknown names and values, labels that
@@ -76,7 +78,9 @@ def distill(
     instance = method_class(method_options)
     model = instance.build_model(teacher_model, task)
     with state.main_process_first():
-        run = RunDirectory(output_dir, configuration, overwrite=overwrite, main_process=state.is_main_process)
+        run = RunDirectory(
+            output_dir, configuration, overwrite=overwrite, resume=resume, main_process=state.is_main_process
+        )
     if run.finished:
         return load_classifier(str(run.path))
     split = "dev" if "dev" in task.splits else "train"
@@ -85,13 +89,15 @@ def distill(
     histories = run_stages(model, instance.stages(model, task, training), task, tokenizer, run, report_to)
     instance.finish(model)
     model.eval()
-    if state.is_main_process:
-        metrics: dict[str, Any] = {"teacher": {split: teacher_score}, "majority_baseline": majority}
-        for name in ("dev", "test"):
-            if name in task.splits:
-                dataset = tokenised(task, name, tokenizer, training.max_length)
+    metrics: dict[str, Any] = {"teacher": {split: teacher_score}, "majority_baseline": majority}
+    for name in ("dev", "test"):
+        if name in task.splits:
+            # In every process: the others wait for the first to tokenise.
+            dataset = tokenised(task, name, tokenizer, training.max_length)
+            if state.is_main_process:
                 logits, labels = predict_logits(model, dataset, tokenizer, f"measuring {name}")
                 metrics[name] = exit_metrics(model, task, logits, labels)
+    if state.is_main_process:
         run.finish(model, tokenizer, metrics, histories, model_card(configuration, metrics))
     state.wait_for_everyone()
     return model

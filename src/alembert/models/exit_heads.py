@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 from alembert.common.errors import InputError
 
 
-class ExitHead(nn.Module):
+class ExitHead(nn.Module, ABC):
     """Maps a layer's hidden states to logits.
 
     Input: `hidden_states` (rows, tokens, hidden) and `attention_mask` (rows, tokens), 1 = token.
@@ -20,8 +21,9 @@ class ExitHead(nn.Module):
 
     kind: ClassVar[str]
 
+    @abstractmethod
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Logits (rows, labels)."""
 
 
 class FastBertHead(ExitHead):

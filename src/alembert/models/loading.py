@@ -76,7 +76,9 @@ def load_classifier(source: str) -> PreTrainedModel:
     because it was never fine-tuned.
     """
     config = _load_config(source)
-    family = config.full_model_config().model_type if isinstance(config, MultiExitConfig) else config.model_type
+    family = (
+        config.full_model_config().model_type if isinstance(config, MultiExitConfig) else config.model_type
+    )
     if family not in SUPPORTED_FAMILIES:
         raise InputError(
             f"{source}: models of type {family!r} are not supported; supported: {', '.join(SUPPORTED_FAMILIES)}"

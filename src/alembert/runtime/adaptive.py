@@ -65,12 +65,15 @@ class AdaptiveClassifier:
         max_length: longer texts are cut to this many tokens; None = as in training, else the tokenizer's limit.
         batch_tokens: rows × longest row of a batch.
         window: texts read ahead for sorting by length.
+        exits: the layers whose exits are used; None = all that the model has. With a frozen backbone an exit's
+            training does not depend on the others, so that any choice is as good as one made before training.
         device: None = CUDA where there is one.
 
     Example:
         >>> from alembert import AdaptiveClassifier
         >>> classifier = AdaptiveClassifier.from_pretrained("runs/fast", speed=0.5)
-        >>> [answer.label for answer in classifier.predict(["we saw the soup and bread again", "there was a storm today"])]
+        >>> answers = classifier.predict(["we saw the soup and bread again", "there was a storm today"])
+        >>> [answer.label for answer in answers]
         ['food', 'weather']
         >>> classifier.predict_proba(["we saw the soup again"], speed=0.0).shape
         (1, 3)
@@ -88,13 +91,14 @@ class AdaptiveClassifier:
         max_length: int | None = None,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
         window: int = DEFAULT_WINDOW,
+        exits: Sequence[int] | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         if batch_tokens < 1 or window < 1:
             raise InputError(f"batch_tokens={batch_tokens} and window={window}: both must be at least 1")
         self.facts = classifier_facts(model)
         config = model.config
-        self.backend = TorchBackend(model, device)
+        self.backend = TorchBackend(model, device, exits)
         self.tokenizer = tokenizer
         self.batch_tokens, self.window = batch_tokens, window
         limit = min(tokenizer.model_max_length, _max_positions(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from alembert.common.errors import InputError
 from alembert.models.layered import EncoderState
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.policies import ExitPolicy, PolicyHistory
@@ -35,15 +37,28 @@ class TorchBackend:
     Args:
         model: the model; it is moved to `device` and put in evaluation mode.
         device: None = CUDA where there is one, else the CPU.
+        exits: the layers whose student exits are used; None = all that the model has.
+
+    Raises InputError when the model has no exit after one of `exits`.
     """
 
-    def __init__(self, model: PreTrainedModel, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        device: str | torch.device | None = None,
+        exits: Sequence[int] | None = None,
+    ) -> None:
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if not isinstance(model, MultiExitModel):
             model = MultiExitModel.from_full_model(model)
         self.model: MultiExitModel = model.to(chosen).eval()
         self.device = torch.device(chosen)
-        self.exit_layers = model.exit_layers
+        self.exit_layers: tuple[int, ...] = model.exit_layers if exits is None else tuple(sorted(set(exits)))
+        unknown = sorted(set(self.exit_layers) - set(model.exit_layers))
+        if unknown:
+            raise InputError(
+                f"no exit after layer {unknown[0]}: the model's exits are {list(model.exit_layers)}"
+            )
         self.num_layers = model.num_layers
 
     @torch.inference_mode()
@@ -63,7 +78,7 @@ class TorchBackend:
         history: PolicyHistory | None = None
         for layer in range(1, self.num_layers):
             state = layered.run_layer(layer, state)
-            if speed == 0 or str(layer) not in model.exit_heads:
+            if speed == 0 or layer not in self.exit_layers:
                 continue
             probabilities, learned = self._exit(layer, state, policy)
             uncertainty, history = policy.uncertainty(probabilities, history, learned)
@@ -85,12 +100,13 @@ class TorchBackend:
 
     @torch.inference_mode()
     def run_all_exits(self, batch: dict[str, np.ndarray]) -> tuple[Tensor, Tensor | None]:
-        """Every exit's logits (rows, exits, labels), full model last; learned uncertainties (rows, exits − 1)."""
+        """Every used exit's logits (rows, exits, labels), full model last; learned uncertainties (rows, exits − 1)."""
         inputs = {name: torch.as_tensor(values, device=self.device) for name, values in batch.items()}
         output = self.model(**inputs)
+        used = [self.model.exit_layers.index(layer) for layer in self.exit_layers]
         logits = output.logits[None]
-        stacked = logits if output.exit_logits is None else torch.cat([output.exit_logits, logits])
-        learned = None if output.mistake_logits is None else output.mistake_logits.sigmoid().T
+        stacked = torch.cat([output.exit_logits[used], logits]) if used else logits
+        learned = None if output.mistake_logits is None else output.mistake_logits[used].sigmoid().T
         return stacked.transpose(0, 1), learned
 
     @torch.inference_mode()

@@ -28,6 +28,7 @@ def finetune(
     head: str = STOCK_HEAD,
     settings: TrainingSettings | None = None,
     overwrite: bool = False,
+    resume: bool = True,
     report_to: list[str] | None = None,
 ) -> PreTrainedModel:
     """Fine-tunes an encoder on a task's labels and leaves a run directory.
@@ -39,7 +40,8 @@ def finetune(
         head: "stock" keeps the family's own head, so that plain transformers loads the result; an exit head
             kind ("fastbert", "pooled", "linear") puts that head after the last layer.
         settings: duration and optimiser; the default keeps the best of three epochs.
-        overwrite: replace a run of another configuration.
+        overwrite: replace whatever the folder holds.
+        resume: go on with an interrupted run; when off, an occupied folder is refused.
         report_to: trackers such as "tensorboard".
 
     Returns the classifier in evaluation mode. Raises InputError for unreadable models and occupied folders.
@@ -68,7 +70,9 @@ def finetune(
         str(model), label_names=task.label_names, problem_type=task.problem_type, head=head
     )
     with state.main_process_first():
-        run = RunDirectory(output_dir, configuration, overwrite=overwrite, main_process=state.is_main_process)
+        run = RunDirectory(
+            output_dir, configuration, overwrite=overwrite, resume=resume, main_process=state.is_main_process
+        )
     if run.finished:
         return load_classifier(str(run.path))
     stage = Stage("finetune", TaskObjective(task.problem_type), settings)
@@ -76,11 +80,13 @@ def finetune(
     classifier.eval()
     metrics: dict[str, Any] = {"majority_baseline": majority_score(task)}
     for split in ("dev", "test"):
-        if split in task.splits and state.is_main_process:
+        if split in task.splits:
+            # In every process: the others wait for the first to tokenise.
             dataset = tokenised(task, split, tokenizer, settings.max_length)
-            logits, labels = predict_logits(classifier, dataset, tokenizer, f"measuring {split}")
-            assert labels is not None
-            metrics[split] = compute_metrics(task.problem_type, task.metrics, logits[:, -1], labels)
+            if state.is_main_process:
+                logits, labels = predict_logits(classifier, dataset, tokenizer, f"measuring {split}")
+                assert labels is not None
+                metrics[split] = compute_metrics(task.problem_type, task.metrics, logits[:, -1], labels)
     if state.is_main_process:
         run.finish(classifier, tokenizer, metrics, histories, model_card(configuration, metrics))
     state.wait_for_everyone()

@@ -17,14 +17,14 @@ from alembert.common.files import read_json, write_json
 FINISHED = "alembert.json"
 IN_PROGRESS = "in_progress.json"
 CHECKPOINTS = "checkpoints"
+_STAGING = ".finishing"
 
 
 class RunDirectory:
     """The folder `path` of a run with the resolved `configuration`.
-
     A folder with the same configuration is gone on with (`finished` says whether anything is left to do);
-    any other content raises InputError unless `overwrite`. Nothing is written or removed before `begin`.
-    """
+    any other content, and any at all when `resume` is off, raises InputError unless `overwrite`. Nothing is
+    written or removed before `begin`, but for what a finished run left over.
 
     def __init__(
         self,
@@ -32,13 +32,14 @@ class RunDirectory:
         configuration: dict[str, Any],
         *,
         overwrite: bool = False,
+        resume: bool = True,
         main_process: bool = True,
     ) -> None:
         self.path = Path(path)
         self.configuration = configuration
         self._main_process = main_process
         previous = self._previous()
-        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        occupied = self.path.exists() and (not self.path.is_dir() or _has_content(self.path))
         if occupied and not overwrite:
             if previous is None:
                 raise InputError(f"{self.path} exists and is no run of Alembert: choose another --output")
@@ -48,8 +49,14 @@ class RunDirectory:
                     f"({', '.join(_differences(previous, configuration))}): choose another --output, or pass "
                     "--overwrite to replace it"
                 )
+            if not resume:
+                raise InputError(
+                    f"{self.path} holds this run already: let it resume, or pass --overwrite to start it anew"
+                )
         self._clears = occupied and overwrite
         self.finished = not overwrite and (self.path / FINISHED).exists()
+        if self.finished and main_process:
+            self._remove_leftovers()
 
     def begin(self) -> None:
         """Claims the folder, once everything that can be refused has been checked."""
@@ -76,7 +83,7 @@ class RunDirectory:
         Everything is written to a folder inside the run first; until `alembert.json` stands the run counts as
         unfinished and can be gone on with.
         """
-        staging = self.path / ".finishing"
+        staging = self.path / _STAGING
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         model.save_pretrained(staging)
@@ -91,14 +98,17 @@ class RunDirectory:
             self.path / FINISHED,
             {"configuration": self.configuration, "versions": versions(), "finished": finished},
         )
-        for leftover in (staging, self.path / CHECKPOINTS):
-            shutil.rmtree(leftover, ignore_errors=True)
-        (self.path / IN_PROGRESS).unlink(missing_ok=True)
+        self._remove_leftovers()
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of a finished run."""
         metrics: dict[str, Any] = read_json(self.path / "metrics.json")
         return metrics
+
+    def _remove_leftovers(self) -> None:
+        for leftover in (_STAGING, CHECKPOINTS):
+            shutil.rmtree(self.path / leftover, ignore_errors=True)
+        (self.path / IN_PROGRESS).unlink(missing_ok=True)
 
     def _previous(self) -> dict[str, Any] | None:
         previous: dict[str, Any] | None = None
@@ -115,6 +125,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in packages
     }
+
+
+def _has_content(folder: Path) -> bool:
+    # A process killed while it wrote its first file leaves a hidden temporary one behind.
+    return any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def _differences(previous: dict[str, Any], configuration: dict[str, Any], prefix: str = "") -> list[str]:

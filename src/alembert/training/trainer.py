@@ -101,7 +101,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         features = {key: value for key, value in inputs.items() if key != "labels"}
         teacher_output = None
         if self.objective.teacher_features is not None and self.stage.teacher is not None:
-            with torch.inference_mode():
+            with torch.no_grad():
                 teacher_output = self.stage.teacher(**features, **self.objective.teacher_features)
         output = model(**features, **self.objective.student_features)
         terms = self.objective(output, teacher_output, labels)
