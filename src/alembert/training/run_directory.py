@@ -22,9 +22,11 @@ _STAGING = ".finishing"
 
 class RunDirectory:
     """The folder `path` of a run with the resolved `configuration`.
+
     A folder with the same configuration is gone on with (`finished` says whether anything is left to do);
     any other content, and any at all when `resume` is off, raises InputError unless `overwrite`. Nothing is
     written or removed before `begin`, but for what a finished run left over.
+    """
 
     def __init__(
         self,
