@@ -23,7 +23,7 @@ PROGRAM = [sys.executable, "-c", "from alembert.cli import main; main()"]
 def distill_command(teacher: Path, task_folder: Path, output: Path) -> list[str]:
     return [
         "distill", "--method", "ms-bert", "--teacher", str(teacher), "--data", str(task_folder),
-        "--output", str(output), "--set", "placement=all", "--epochs", "3", "--batch-size", "2",
+        "--output", str(output), "--set", "placement=all", "--epochs", "9", "--batch-size", "2",
         "--learning-rate", "5e-3", "--max-length", "32", "--training", "checkpoint_steps=3",
     ]  # fmt: skip
 
@@ -49,12 +49,12 @@ def test_a_distillation_killed_three_times_ends_as_an_undisturbed_one(
         progress.append(newest(checkpoints))
     assert kills == 3
     assert progress == sorted(progress)
-    assert 0 < progress[1] < progress[3] < 96
+    assert 0 < progress[1] < progress[3] < 288
     assert not (tmp_path / "killed" / "alembert.json").exists()
 
     finished = subprocess.run([*PROGRAM, *command], capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert f"going on from step {progress[3]} of 96" in finished.stderr
+    assert f"going on from step {progress[3]} of 288" in finished.stderr
     assert not checkpoints.exists()
 
     assert run(distill_command(teacher, task_folder, tmp_path / "undisturbed")) == 0
