@@ -19,7 +19,13 @@ from transformers import (
 
 from alembert.common.errors import InputError
 from alembert.models.layered import SUPPORTED_FAMILIES
-from alembert.models.multi_exit import STOCK_HEAD, MultiExitConfig, MultiExitModel, check_loading
+from alembert.models.multi_exit import (
+    STOCK_HEAD,
+    MultiExitConfig,
+    MultiExitModel,
+    check_loading,
+    usual_problem_type,
+)
 
 # Weights that a pretrained encoder has or lacks by its pretraining, and that a classifier learns or drops.
 _HEAD_KEYS = ("classifier", "pooler", "pre_classifier", "head.", "score")
@@ -91,8 +97,7 @@ def load_classifier(source: str) -> PreTrainedModel:
             f"{source} has no trained classification head: fine-tune it first (alembert finetune)"
         )
     check_loading(info, source)
-    if model.config.problem_type is None:
-        model.config.problem_type = _usual_problem_type(model.config)
+    model.config.problem_type = usual_problem_type(model.config)
     return model.eval()
 
 
@@ -132,15 +137,11 @@ class ClassifierFacts:
 def classifier_facts(source: str | PreTrainedModel) -> ClassifierFacts:
     """The facts of a classifier, from its configuration alone; names are () for regression."""
     config = _load_config(source) if isinstance(source, str) else source.config
-    problem_type = config.problem_type or _usual_problem_type(config)
+    problem_type = usual_problem_type(config)
     if problem_type == "regression":
         return ClassifierFacts(problem_type, ())
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
     return ClassifierFacts(problem_type, names)
-
-
-def _usual_problem_type(config: Any) -> str:
-    return "regression" if config.num_labels == 1 else "single_label_classification"
 
 
 def _load_config(source: str) -> Any:

@@ -283,7 +283,7 @@ class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
                     mistake_logits.append(self.mistake_logits(hidden_states))
         logits = layer_logits[-1]
         return MultiExitOutput(
-            loss=None if labels is None else task_loss(logits, labels, self.config.problem_type),
+            loss=None if labels is None else task_loss(logits, labels, usual_problem_type(self.config)),
             logits=logits,
             exit_logits=torch.stack(exit_logits) if exit_logits else None,
             layer_logits=torch.stack(layer_logits) if output_layer_logits else None,
@@ -293,6 +293,13 @@ class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
     def _backbone_parameters(self) -> list[nn.Parameter]:
         head = [] if self.final_head is None else list(self.final_head.parameters())
         return [*self.full_model.parameters(), *head]
+
+
+def usual_problem_type(config: PreTrainedConfig) -> str:
+    """A configuration's problem type; where it has none, as transformers takes it: one output means regression."""
+    if config.problem_type is not None:
+        return str(config.problem_type)
+    return "regression" if config.num_labels == 1 else "single_label_classification"
 
 
 def check_loading(info: dict[str, Any], source: str, allowed_missing: tuple[str, ...] = ()) -> None:
