@@ -49,6 +49,12 @@ BANKS: dict[str, ExitOptions] = {
     "ms-bert, sorted, inverse": MsBertOptions(placement="all", emd="sorted", weighting="inverse"),
     "ms-bert, class_aware, paper": MsBertOptions(placement="all", emd="class_aware", weighting="paper"),
     "ms-bert, class_aware, inverse": MsBertOptions(placement="all", emd="class_aware", weighting="inverse"),
+    "ms-bert, sorted, inverse, KL(teacher||student)": MsBertOptions(
+        placement="all", emd="sorted", weighting="inverse", kl="teacher||student"
+    ),
+    "ms-bert, class_aware, inverse, KL(teacher||student)": MsBertOptions(
+        placement="all", emd="class_aware", weighting="inverse", kl="teacher||student"
+    ),
 }
 SPEED_UPS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 FINE_SPEEDS = [round(0.01 * step, 2) for step in range(101)]

@@ -18,7 +18,18 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 SPEED_UPS = ("1.5", "2.0", "3.0", "4.0", "6.0", "8.0")
-COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#999999", "#000000")
+COLOURS = (
+    "#0072B2",
+    "#56B4E9",
+    "#D55E00",
+    "#E69F00",
+    "#CC79A7",
+    "#009E73",
+    "#999999",
+    "#000000",
+    "#882255",
+    "#44AA99",
+)
 
 
 def main() -> None:
@@ -30,7 +41,11 @@ def main() -> None:
     parser.add_argument("--title", required=True)
     arguments = parser.parse_args()
     studies = [read_json(path) for path in arguments.studies]
-    parts = [f"## {arguments.title}", describe(studies)]
+    parts = [
+        f"## {arguments.title}",
+        describe(studies),
+        "Cells: mean ± standard deviation (number of seeds).",
+    ]
     parts += [speedup_table(studies, placement) for placement in placements(studies[0])]
     parts.append(exit_table(studies))
     parts.append(speeds_table(studies))
@@ -64,12 +79,15 @@ def placements(study: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(entry["placement"] for entry in study["results"]))
 
 
-def banks(study: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(entry["bank"] for entry in study["results"]))
+def banks(studies: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(entry["bank"] for study in studies for entry in study["results"]))
 
 
-def find(study: dict[str, Any], bank: str, placement: str) -> dict[str, Any]:
-    return next(e for e in study["results"] if e["bank"] == bank and e["placement"] == placement)
+def find(studies: list[dict[str, Any]], bank: str, placement: str) -> list[dict[str, Any]]:
+    """The entries of a bank and placement, one for each study that has the bank."""
+    return [
+        e for study in studies for e in study["results"] if (e["bank"], e["placement"]) == (bank, placement)
+    ]
 
 
 def speedup_table(studies: list[dict[str, Any]], placement: str) -> str:
@@ -79,29 +97,29 @@ def speedup_table(studies: list[dict[str, Any]], placement: str) -> str:
         "| exits taught by | " + " | ".join(f"{float(s):g}×" for s in SPEED_UPS) + " |",
         "|---|" + "---|" * len(SPEED_UPS),
     ]
-    for bank in banks(studies[0]):
+    for bank in banks(studies):
         cells = []
         for wanted in SPEED_UPS:
-            values = [find(study, bank, placement)["at_speedup"][wanted] for study in studies]
+            values = [entry["at_speedup"][wanted] for entry in find(studies, bank, placement)]
             cells.append("–" if any(value is None for value in values) else spread(values))
-        lines.append(f"| {bank} | " + " | ".join(cells) + " |")
+        lines.append(f"| {escaped(bank)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def exit_table(studies: list[dict[str, Any]]) -> str:
-    layers = list(find(studies[0], banks(studies[0])[0], "all")["exit_scores"])
+    layers = list(find(studies, banks(studies)[0], "all")[0]["exit_scores"])
     lines = [
         "### Score of every exit on all texts",
         "",
         "| exits taught by | " + " | ".join(layers) + " |",
         "|---|" + "---|" * len(layers),
     ]
-    for bank in banks(studies[0]):
+    for bank in banks(studies):
         cells = [
-            f"{100 * np.mean([find(study, bank, 'all')['exit_scores'][layer] for study in studies]):.1f}"
+            f"{100 * np.mean([entry['exit_scores'][layer] for entry in find(studies, bank, 'all')]):.1f}"
             for layer in layers
         ]
-        lines.append(f"| {bank} | " + " | ".join(cells) + " |")
+        lines.append(f"| {escaped(bank)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -114,10 +132,10 @@ def speeds_table(studies: list[dict[str, Any]]) -> str:
         "| speed | " + " | ".join(chosen) + " |",
         "|---|" + "---|" * len(chosen),
     ]
-    for index, point in enumerate(find(studies[0], chosen[0], "every 2")["speeds"]):
+    for index, point in enumerate(find(studies, chosen[0], "every 2")[0]["speeds"]):
         cells = []
         for bank in chosen:
-            points = [find(study, bank, "every 2")["speeds"][index] for study in studies]
+            points = [entry["speeds"][index] for entry in find(studies, bank, "every 2")]
             metric, speedup = (float(np.mean([p[key] for p in points])) for key in ("metric", "speedup"))
             cells.append(f"{100 * metric:.1f}, {speedup:.2f}×")
         lines.append(f"| {point['speed']:g} | " + " | ".join(cells) + " |")
@@ -144,24 +162,25 @@ def top_k_tables(studies: list[dict[str, Any]]) -> str:
 def plot(studies: list[dict[str, Any]], title: str, path: Path) -> None:
     names = placements(studies[0])
     figure, axes = plt.subplots(
-        1, len(names), figsize=(5 * len(names), 4.4), sharey=True, layout="constrained"
+        1, len(names), figsize=(5 * len(names), 5.2), sharey=True, layout="constrained"
     )
     for panel, placement in zip(axes, names, strict=True):
-        for bank, colour in zip(banks(studies[0]), COLOURS, strict=True):
+        for bank, colour in zip(banks(studies), COLOURS, strict=False):
             values = {
-                float(s): [find(study, bank, placement)["at_speedup"][s] for study in studies]
+                float(s): [entry["at_speedup"][s] for entry in find(studies, bank, placement)]
                 for s in SPEED_UPS
             }
             known = {s: v for s, v in values.items() if None not in v}
             means = [100 * np.mean(v) for v in known.values()]
             panel.plot(list(known), means, marker="o", markersize=4, color=colour, label=bank, linewidth=1.6)
-        full = studies[0]["results"][0]["exit_scores"][str(studies[0]["num_layers"])]
-        panel.axhline(100 * full, color="#666666", linestyle=(0, (4, 4)), linewidth=1)
+        full = [study["results"][0]["exit_scores"][str(study["num_layers"])] for study in studies]
+        panel.axhline(100 * np.mean(full), color="#666666", linestyle=(0, (4, 4)), linewidth=1)
         panel.set_title(f"exits: {placement}")
         panel.set_xlabel("speed-up in MACs (×)")
+        panel.set_xlim(1, 8.4)
         panel.grid(alpha=0.25)
     axes[0].set_ylabel(f"{studies[0]['task']['metrics'][0]} (%)")
-    axes[0].legend(fontsize=7, loc="lower left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(f"{title}: score at equal MACs (dashed: full model)")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -199,9 +218,18 @@ def plot_top_k(study: dict[str, Any], title: str, path: Path) -> None:
     plt.close(figure)
 
 
+def escaped(bank: str) -> str:
+    """A bank's name inside a Markdown table."""
+    return bank.replace("|", r"\|")
+
+
 def spread(values: list[float]) -> str:
     mean = 100 * float(np.mean(values))
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {100 * float(np.std(values, ddof=1)):.1f}"
+    return (
+        f"{mean:.1f}"
+        if len(values) == 1
+        else f"{mean:.1f} ± {100 * float(np.std(values, ddof=1)):.1f} ({len(values)})"
+    )
 
 
 if __name__ == "__main__":
