@@ -247,3 +247,25 @@ def test_learned_policy_needs_a_learned_exit(fast: Path, texts: list[str]) -> No
     classifier.backend.model.learned_exit = None
     with pytest.raises(InputError, match="learned exit"):
         classifier.predict(texts, speed=0.5, policy="learned")
+
+
+def test_exits_can_be_chosen_at_run_time(fast: Path, task: Task) -> None:
+    texts = list(task.dataset("test")["text"])
+    every = AdaptiveClassifier.from_pretrained(fast, speed=0.7)
+    some = AdaptiveClassifier.from_pretrained(fast, speed=0.7, exits=[3, 1])
+    assert every.exit_layers == (1, 2, 3, 4)
+    assert some.exit_layers == (1, 3, 4)
+    answers = some.predict(texts)
+    assert {answer.exit for answer in answers} <= {1, 3, 4}
+    for chosen, full in zip(answers, every.predict(texts), strict=True):
+        assert chosen.exit == full.exit if full.exit != 2 else chosen.exit >= 3
+    collected = collect_exit_answers(some, texts)
+    assert collected.logits.shape[1] == 3
+    taken = collected.replay(some.policy(), 0.7)
+    assert [collected.exit_layers[index] for index in taken] == [answer.exit for answer in answers]
+
+
+@pytest.mark.parametrize("exits", [[5], [0, 1]])
+def test_exits_that_the_model_lacks_are_refused(fast: Path, exits: list[int]) -> None:
+    with pytest.raises(InputError, match="no exit after layer"):
+        AdaptiveClassifier.from_pretrained(fast, exits=exits)
