@@ -22,6 +22,7 @@ def evaluate(
     policy: o.PolicyOption = None,
     top_k: o.TopKOption = None,
     renormalise: o.RenormaliseOption = None,
+    tolerance: o.ToleranceOption = None,
     exits: o.ExitsOption = None,
     split: Annotated[
         str | None, typer.Option(help="train, dev or test; test where there is one, else dev.")
@@ -49,11 +50,15 @@ def evaluate(
     o.quiet_libraries()
     from alembert.benchmarks.evaluation import evaluate as run_evaluation
 
-    classifier = o.load_adaptive(run, batch_tokens=batch_tokens, max_length=max_length, exits=exits)
+    classifier = o.load_adaptive(
+        run, tolerance=tolerance, batch_tokens=batch_tokens, max_length=max_length, exits=exits
+    )
     classifier.policy(policy, top_k, renormalise)
-    loaded = o.load_evaluation_task(
+    loaded, split = o.load_evaluation_task(
         data,
+        run,
         classifier,
+        split,
         preset=task,
         text_column=text_column,
         text_pair_column=text_pair_column,
@@ -61,7 +66,6 @@ def evaluate(
         label_separator=label_separator,
         label_type=label_type,
     )
-    split = split or ("test" if "test" in loaded.splits else "dev")
     loaded = o.limit_rows(loaded, {split: max_rows}, seed)
     folder = output or (Path(run) / "evaluation" if Path(run).is_dir() else Path("evaluation"))
     with ProgressBars() as notify:

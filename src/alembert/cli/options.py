@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from enum import StrEnum
@@ -33,12 +34,18 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         if name not in names and f"{name}_" not in names:
             known = ", ".join(sorted(str(name).replace("_", "-") for name in names))
             raise InputError(f"--config {path}: unknown entry {key!r}; this command knows {known}")
-        assignments = (
-            [f"{option}={setting}" for option, setting in entry.items()] if isinstance(entry, dict) else None
-        )
-        defaults["set_" if name == "set" else name] = entry if assignments is None else assignments
+        defaults["set_" if name == "set" else name] = _as_flag(entry)
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+def _as_flag(entry: Any) -> Any:
+    """A YAML value as its flag takes it: a mapping is assignments, a list of numbers is separated by commas."""
+    if isinstance(entry, dict):
+        return [f"{option}={json.dumps(setting)}" for option, setting in entry.items()]
+    if isinstance(entry, list) and all(isinstance(item, int | float) for item in entry):
+        return ",".join(str(item) for item in entry)
+    return entry
 
 
 ConfigOption = Annotated[
@@ -105,6 +112,9 @@ TopKOption = Annotated[int | None, typer.Option(help="K of the policy top_k_entr
 RenormaliseOption = Annotated[
     bool | None, typer.Option(help="Whether top_k_entropy divides the K probabilities by their sum.")
 ]
+ToleranceOption = Annotated[
+    float | None, typer.Option(help="Regression values closer than this agree (policy patience).")
+]
 ExitsOption = Annotated[
     str | None,
     typer.Option(help="Use only the exits after these layers, separated by commas; all unless given."),
@@ -131,7 +141,10 @@ def parse_assignments(pairs: list[str] | None, flag: str) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise InputError(f"{flag} {pair!r}: must be name=value")
-        result[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        try:
+            result[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"{flag} {pair!r}: the value is no valid YAML") from error
     return result
 
 
@@ -183,14 +196,29 @@ def parse_layers(text: str) -> list[int]:
     return [int(part) for part in layers]
 
 
-def load_evaluation_task(data: str, classifier: Any, **columns: Any) -> Any:
-    """Labelled data read with the labels and the problem type of a model."""
-    from alembert.data import load_task
+def load_evaluation_task(
+    data: str, run: str, classifier: Any, split: str | None, **columns: Any
+) -> tuple[Any, str]:
+    """Labelled data read with a model's labels and problem type, and the split to score.
 
-    return load_task(
-        data,
-        problem_type=classifier.facts.problem_type,
-        label_names=classifier.facts.label_names,
-        required_splits=(),
-        **columns,
-    )
+    Without `split` that is test, else dev. A folder of train alone has the dev rows that the run held out.
+    """
+    from alembert.data import load_task
+    from alembert.models.loading import run_configuration
+
+    def read(required: tuple[str, ...]) -> Any:
+        return load_task(
+            data,
+            problem_type=classifier.facts.problem_type,
+            label_names=classifier.facts.label_names,
+            required_splits=required,
+            seed=run_configuration(run).get("settings", {}).get("seed", 42),
+            **columns,
+        )
+
+    task = read(())
+    wanted = split or next((name for name in ("test", "dev") if name in task.splits), "dev")
+    if wanted == "dev" and "dev" not in task.splits and "train" in task.splits:
+        task = read(("dev",))
+    task.dataset(wanted)
+    return task, wanted

@@ -31,6 +31,7 @@ def predict(
     policy: o.PolicyOption = None,
     top_k: o.TopKOption = None,
     renormalise: o.RenormaliseOption = None,
+    tolerance: o.ToleranceOption = None,
     exits: o.ExitsOption = None,
     config: o.ConfigOption = None,
     text_column: o.TextColumnOption = None,
@@ -52,8 +53,10 @@ def predict(
     stream: Iterable[Any] = texts or []
     if input_file is not None:
         stream = iterate_texts(input_file, text_column=text_column, text_pair_column=text_pair_column)
-    form = _form(output, json_output)
-    classifier = o.load_adaptive(run, batch_tokens=batch_tokens, max_length=max_length, exits=exits)
+    form = _form(output)
+    classifier = o.load_adaptive(
+        run, tolerance=tolerance, batch_tokens=batch_tokens, max_length=max_length, exits=exits
+    )
     predictions = classifier.stream(stream, speed=speed, policy=policy, top_k=top_k, renormalise=renormalise)
     if texts and output is None and not json_output:
         for text, prediction in zip(texts, predictions, strict=True):
@@ -61,7 +64,9 @@ def predict(
         return
     with _destination(output) as file:
         count = _write((asdict(prediction) for prediction in predictions), file, form)
-    if output is not None:
+    if output is not None and json_output:
+        typer.echo(json.dumps({"output": str(output), "rows": count}))
+    elif output is not None:
         typer.echo(f"{output}: {count} predictions", err=True)
 
 
@@ -84,8 +89,8 @@ def _write(rows: Iterator[dict[str, Any]], file: IO[str], form: str) -> int:
     return count
 
 
-def _form(output: Path | None, json_output: bool) -> str:
-    suffix = "jsonl" if output is None or json_output else output.suffix.lstrip(".").lower()
+def _form(output: Path | None) -> str:
+    suffix = "jsonl" if output is None else output.suffix.lstrip(".").lower()
     if suffix not in ("jsonl", "csv", "tsv"):
         raise InputError(f"--output {output}: the name must end in .jsonl, .csv or .tsv")
     return suffix

@@ -92,6 +92,7 @@ class Task:
             "num_labels": self.num_labels,
             "label_names": list(self.label_names),
             "metrics": list(self.metrics),
+            "is_pair": self.is_pair,
             "splits": {
                 split: {"rows": fingerprint[f"{split}_rows"], "sha256": fingerprint[f"{split}_sha256"]}
                 for split in self.splits

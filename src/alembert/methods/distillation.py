@@ -15,7 +15,14 @@ from alembert.data.metrics import compute_metrics, majority_score
 from alembert.data.task import Task
 from alembert.methods.base import resolve
 from alembert.methods.registry import find_method
-from alembert.models.loading import classifier_facts, load_classifier, load_tokenizer
+from alembert.models.loading import (
+    check_max_length,
+    classifier_facts,
+    load_classifier,
+    load_tokenizer,
+    run_configuration,
+    weights_fingerprint,
+)
 from alembert.models.multi_exit import MultiExitModel
 from alembert.training.model_card import model_card
 from alembert.training.run_directory import RunDirectory
@@ -44,7 +51,7 @@ def distill(
         output_dir: the run directory; an interrupted run of the same configuration is gone on with.
         preset: "default" (our best measured), "paper" or "code".
         options: of the method, over the preset's.
-        settings: fields of `TrainingSettings`, over the preset's.
+        settings: fields of `TrainingSettings`, over the preset's; `max_length` is the teacher's unless given.
         overwrite: replace whatever the folder holds.
         resume: go on with an interrupted run; when off, an occupied folder is refused.
         report_to: trackers such as "tensorboard".
@@ -60,13 +67,16 @@ def distill(
         (1, 3)
     """
     method_class = find_method(method)
-    method_options, training = resolve(method_class, preset, options or {}, settings or {})
+    trained = run_configuration(teacher).get("settings", {})
+    as_trained = {"max_length": trained["max_length"]} if "max_length" in trained else {}
+    method_options, training = resolve(method_class, preset, options or {}, as_trained | (settings or {}))
     state = PartialState(cpu=not torch.cuda.is_available())
     configuration = {
         "command": "distill",
         "method": method,
         "preset": preset,
         "teacher": str(teacher),
+        "teacher_files": weights_fingerprint(str(teacher)),
         "task": task.describe(),
         "options": method_options.model_dump(mode="json"),
         "settings": training.model_dump(),
@@ -74,6 +84,7 @@ def distill(
     }
     teacher_model, tokenizer = load_classifier(str(teacher)), load_tokenizer(str(teacher))
     _check_labels(teacher_model, task, str(teacher))
+    check_max_length(training.max_length, teacher_model, tokenizer)
     set_seed(training.seed)
     instance = method_class(method_options)
     model = instance.build_model(teacher_model, task)

@@ -148,8 +148,12 @@ class MsBert(SelfDistillation[MsBertOptions]):
     def stages(self, model: PreTrainedModel, task: Task, settings: TrainingSettings) -> list[Stage]:
         stages = super().stages(model, task, settings)
         if self.options.teacher_logits == "deep_supervision":
+            # The exits do not move yet, so their dev score says nothing about these heads.
+            whole = settings.model_copy(
+                update={"evaluate_every_epoch": False, "early_stopping_patience": None}
+            )
             stages.insert(
-                0, Stage("layer-heads", LayerHeadsObjective(task.problem_type), settings, ("layer_heads.",))
+                0, Stage("layer-heads", LayerHeadsObjective(task.problem_type), whole, ("layer_heads.",))
             )
         return stages
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from alembert.common.errors import InputError
+from alembert.common.files import file_sha256, read_json
 from alembert.models.layered import SUPPORTED_FAMILIES
 from alembert.models.multi_exit import (
     STOCK_HEAD,
@@ -96,7 +97,9 @@ def load_classifier(source: str) -> PreTrainedModel:
         raise NoTrainedHeadError(
             f"{source} has no trained classification head: fine-tune it first (alembert finetune)"
         )
-    check_loading(info, source)
+    # Classifiers of families that read the first token directly are often saved with their encoder's pooler.
+    unused = [key for key in info["unexpected_keys"] if "pooler." in str(key)]
+    check_loading(dict(info) | {"unexpected_keys": set(info["unexpected_keys"]) - set(unused)}, source)
     model.config.problem_type = usual_problem_type(model.config)
     return model.eval()
 
@@ -185,3 +188,33 @@ def _is_one_of(key: Any, parts: tuple[str, ...]) -> bool:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest text in tokens that the position embeddings and the tokenizer allow."""
+    config = model.config.full_model_config() if isinstance(model.config, MultiExitConfig) else model.config
+    positions = int(getattr(config, "max_position_embeddings", None) or 512)
+    # These families number positions from behind the padding id.
+    after_padding = config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")
+    return int(min(positions - (config.pad_token_id + 1 if after_padding else 0), tokenizer.model_max_length))
+
+
+def check_max_length(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises InputError when texts of `max_length` tokens do not fit the model, or no text fits `max_length`."""
+    longest, added = max_tokens(model, tokenizer), tokenizer.num_special_tokens_to_add()
+    if not added < max_length <= longest:
+        raise InputError(f"max length {max_length}: this model takes {added + 1} to {longest} tokens")
+
+
+def run_configuration(source: str | Path) -> dict[str, Any]:
+    """The resolved configuration of the run in a folder; empty when it is no finished run of Alembert."""
+    record = Path(source) / "alembert.json"
+    configuration: dict[str, Any] = read_json(record)["configuration"] if record.is_file() else {}
+    return configuration
+
+
+def weights_fingerprint(source: str) -> dict[str, str]:
+    """SHA-256 of configuration and weights in a local folder, by file name; empty for a hub id."""
+    folder = Path(source)
+    files = [folder / "config.json", *folder.glob("*.safetensors")] if folder.is_dir() else []
+    return {file.name: file_sha256(file) for file in sorted(files)}

@@ -34,6 +34,7 @@ class MultiExitConfig(PreTrainedConfig):  # type: ignore[misc]
         exit_head: kind of the student heads, one of `EXIT_HEADS`.
         exit_head_size: inner width of FastBERT heads.
         final_head: "stock" (the family's own classification head) or one of `EXIT_HEADS`, after layer N.
+        final_head_size: inner width of a FastBERT final head.
         learned_exit: whether a shared linear layer foresees an exit's mistakes (BERxiT).
         policy, top_k, speed: defaults for adaptive inference; None leaves the choice to the runtime.
 
@@ -51,6 +52,7 @@ class MultiExitConfig(PreTrainedConfig):  # type: ignore[misc]
     exit_head: str = "fastbert"
     exit_head_size: int = 128
     final_head: str = STOCK_HEAD
+    final_head_size: int = 128
     learned_exit: bool = False
     policy: str | None = None
     top_k: int | None = None
@@ -58,8 +60,10 @@ class MultiExitConfig(PreTrainedConfig):  # type: ignore[misc]
 
     def full_model_config(self) -> PreTrainedConfig:
         """The stock model's configuration, carrying this one's labels and problem type."""
-        if not self.full_model:
-            raise InputError("a multi-exit configuration needs `full_model`, the stock model's configuration")
+        if not self.full_model or "model_type" not in self.full_model:
+            raise InputError(
+                "a multi-exit configuration needs `full_model`, the stock model's configuration with its `model_type`"
+            )
         settings = {key: value for key, value in self.full_model.items() if key != "model_type"}
         settings |= {"id2label": self.id2label, "label2id": self.label2id, "problem_type": self.problem_type}
         return AutoConfig.for_model(self.full_model["model_type"], **settings)
@@ -115,7 +119,9 @@ class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
         hidden_size, head_size = self.layered.hidden_size, config.exit_head_size
         self.final_head: ExitHead | None = None
         if config.final_head != STOCK_HEAD:
-            self.final_head = build_exit_head(config.final_head, hidden_size, config.num_labels, head_size)
+            self.final_head = build_exit_head(
+                config.final_head, hidden_size, config.num_labels, config.final_head_size
+            )
         self.exit_heads = nn.ModuleDict(
             {
                 str(layer): build_exit_head(config.exit_head, hidden_size, config.num_labels, head_size)
@@ -135,6 +141,7 @@ class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
         exit_head: str = "fastbert",
         exit_head_size: int = 128,
         final_head: str = STOCK_HEAD,
+        final_head_size: int = 128,
         learned_exit: bool = False,
     ) -> MultiExitModel:
         """Puts fresh exits on a stock classifier, or on a base encoder when `final_head` is not "stock"."""
@@ -145,6 +152,7 @@ class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
             exit_head=exit_head,
             exit_head_size=exit_head_size,
             final_head=final_head,
+            final_head_size=final_head_size,
             learned_exit=learned_exit,
             id2label=stock.id2label,
             label2id=stock.label2id,
@@ -157,9 +165,7 @@ class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
         """A multi-exit model with fresh exits that shares the teacher's backbone and final head."""
         if not isinstance(teacher, MultiExitModel):
             return cls.from_full_model(teacher, **exits)
-        exits |= {"final_head": teacher.config.final_head}
-        if teacher.final_head is not None:
-            exits["exit_head_size"] = teacher.config.exit_head_size
+        exits |= {"final_head": teacher.config.final_head, "final_head_size": teacher.config.final_head_size}
         model = cls.from_full_model(teacher.full_model, **exits)
         if model.final_head is not None and teacher.final_head is not None:
             model.final_head.load_state_dict(teacher.final_head.state_dict())

@@ -12,8 +12,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alembert.common.errors import InputError
-from alembert.common.files import read_json
-from alembert.models.loading import classifier_facts, load_classifier, load_tokenizer
+from alembert.models.loading import (
+    check_max_length,
+    classifier_facts,
+    load_classifier,
+    load_tokenizer,
+    max_tokens,
+    run_configuration,
+)
 from alembert.runtime.batching import token_budget_batches, windows
 from alembert.runtime.policies import ExitPolicy, check_speed, default_policy
 from alembert.runtime.torch_backend import ExitedBatch, TorchBackend
@@ -62,6 +68,8 @@ class AdaptiveClassifier:
         speed: default speed in [0, 1]; None = the model's own, else 0.
         policy: default exit policy by name; None = the model's own, else by problem type and number of labels.
         top_k, renormalise: of the policy "top_k_entropy".
+        tolerance: of the policy "patience" for regression: values closer than this agree; in the label's unit.
+        is_pair: whether inputs are pairs of texts; None = either.
         max_length: longer texts are cut to this many tokens; None = as in training, else the tokenizer's limit.
         batch_tokens: rows × longest row of a batch.
         window: texts read ahead for sorting by length.
@@ -88,6 +96,8 @@ class AdaptiveClassifier:
         policy: str | None = None,
         top_k: int | None = None,
         renormalise: bool | None = None,
+        tolerance: float = 0.1,
+        is_pair: bool | None = None,
         max_length: int | None = None,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
         window: int = DEFAULT_WINDOW,
@@ -101,23 +111,27 @@ class AdaptiveClassifier:
         self.backend = TorchBackend(model, device, exits)
         self.tokenizer = tokenizer
         self.batch_tokens, self.window = batch_tokens, window
-        limit = min(tokenizer.model_max_length, _max_positions(config))
-        self.max_length = min(max_length or limit, limit)
+        self.is_pair = is_pair
+        self.max_length = max_tokens(model, tokenizer) if max_length is None else max_length
+        check_max_length(self.max_length, model, tokenizer)
         stored_speed, stored_policy = getattr(config, "speed", None), getattr(config, "policy", None)
         self.speed = check_speed(speed if speed is not None else stored_speed or DEFAULT_SPEED)
         self._policy = policy or stored_policy
         self._top_k = top_k if policy or top_k else getattr(config, "top_k", None)
         self._renormalise = renormalise
-        self.policy()
+        self._tolerance = tolerance
+        self.policy(None, top_k, renormalise)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> AdaptiveClassifier:
         """Loads a run directory, a folder in Hugging Face layout or a hub id; options as in the constructor."""
         model, tokenizer = load_classifier(str(source)), load_tokenizer(str(source))
-        record = Path(source) / "alembert.json"
-        if record.exists():
-            trained_length = read_json(record)["configuration"]["settings"]["max_length"]
-            options = {"max_length": trained_length} | options
+        trained = run_configuration(source)
+        as_trained = {
+            "max_length": trained.get("settings", {}).get("max_length"),
+            "is_pair": trained.get("task", {}).get("is_pair"),
+        }
+        options = as_trained | {name: value for name, value in options.items() if value is not None}
         return cls(model, tokenizer, **options)
 
     @property
@@ -141,20 +155,25 @@ class AdaptiveClassifier:
             num_exits=len(self.exit_layers),
             top_k=k,
             renormalise=normalise,
+            tolerance=self._tolerance,
         ).resolve(num_labels)
 
     @overload
-    def predict(self, texts: str, **how: Any) -> Prediction: ...
+    def predict(self, texts: str | tuple[str, str], **how: Any) -> Prediction: ...
     @overload
     def predict(self, texts: Sequence[Text], **how: Any) -> list[Prediction]: ...
     def predict(self, texts: str | Sequence[Text], **how: Any) -> Prediction | list[Prediction]:
-        """Labels of one text or of a sequence of texts or pairs, in their order.
+        """Labels of one text or pair, or of a sequence of texts or pairs in their order.
 
+        A tuple of two strings is one pair, unless the model is known to take single texts.
         Keyword arguments `speed`, `policy`, `top_k` and `renormalise` override the defaults for this call.
         Raises InputError for an empty text, a wrong speed or policy, naming the position of the text.
         """
-        if isinstance(texts, str):
-            return next(self.stream([texts], **how))
+        one_pair = (
+            isinstance(texts, tuple) and self.is_pair is not False and [type(t) for t in texts] == [str, str]
+        )
+        if isinstance(texts, str) or one_pair:
+            return next(self.stream([cast(Text, texts)], **how))
         return list(self.stream(texts, **how))
 
     def predict_proba(self, texts: Sequence[Text], **how: Any) -> np.ndarray:
@@ -187,6 +206,11 @@ class AdaptiveClassifier:
         pairs = isinstance(texts[0], tuple)
         if any(isinstance(text, tuple) != pairs for text in texts):
             raise InputError("texts and pairs of texts are mixed in one input: give one kind")
+        if self.is_pair is not None and pairs != self.is_pair:
+            kind, other = (
+                ("pairs of texts", "single texts") if self.is_pair else ("single texts", "pairs of texts")
+            )
+            raise InputError(f"this model was trained on {kind}, the input is {other}")
         columns = [list(column) for column in zip(*texts, strict=True)] if pairs else [list(texts)]
         encoding = self.tokenizer(*columns, truncation=True, max_length=self.max_length, padding=False)
         names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoding]
@@ -266,15 +290,3 @@ def _check_text(text: Any, position: int) -> None:
         raise InputError(f"text {position}: must be a string or a pair of strings, not {text!r}")
     if not all(field.strip() for field in fields):
         raise InputError(f"text {position} is empty")
-
-
-def _max_positions(config: Any) -> int:
-    """How many tokens the position embeddings allow; RoBERTa-like families start after the padding id."""
-    if getattr(config, "full_model", None):
-        config = config.full_model_config()
-    positions = int(getattr(config, "max_position_embeddings", None) or 512)
-    offset = config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
-    return positions - offset
-
-
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 COMPLETE_MARKER = "complete"
@@ -17,3 +18,17 @@ def last_complete_checkpoint(folder: str | Path) -> Path | None:
         else:
             shutil.rmtree(checkpoint)
     return max(complete)[1] if complete else None
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Says that every file of a checkpoint is written."""
+    (checkpoint / COMPLETE_MARKER).touch()
+
+
+def remove_checkpoints(folder: str | Path, keep: Iterable[Path]) -> None:
+    """Removes all checkpoints of `folder` but `keep`; each loses its mark first, so that no half of it is trusted."""
+    kept = {checkpoint.resolve() for checkpoint in keep}
+    for checkpoint in Path(folder).glob("checkpoint-*"):
+        if checkpoint.resolve() not in kept:
+            (checkpoint / COMPLETE_MARKER).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint)

@@ -10,7 +10,13 @@ from transformers import PreTrainedModel, set_seed
 
 from alembert.data.metrics import compute_metrics, majority_score
 from alembert.data.task import Task
-from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
+from alembert.models.loading import (
+    check_max_length,
+    load_classifier,
+    load_encoder,
+    load_tokenizer,
+    weights_fingerprint,
+)
 from alembert.models.multi_exit import STOCK_HEAD
 from alembert.training.model_card import model_card
 from alembert.training.objective import TaskObjective
@@ -59,6 +65,7 @@ def finetune(
     configuration: dict[str, Any] = {
         "command": "finetune",
         "model": str(model),
+        "model_files": weights_fingerprint(str(model)),
         "head": head,
         "task": task.describe(),
         "settings": settings.model_dump(),
@@ -69,6 +76,7 @@ def finetune(
     classifier = load_encoder(
         str(model), label_names=task.label_names, problem_type=task.problem_type, head=head
     )
+    check_max_length(settings.max_length, classifier, tokenizer)
     with state.main_process_first():
         run = RunDirectory(
             output_dir, configuration, overwrite=overwrite, resume=resume, main_process=state.is_main_process

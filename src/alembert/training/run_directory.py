@@ -17,6 +17,7 @@ from alembert.common.files import read_json, write_json
 FINISHED = "alembert.json"
 IN_PROGRESS = "in_progress.json"
 CHECKPOINTS = "checkpoints"
+EVALUATION = "evaluation"
 _STAGING = ".finishing"
 
 
@@ -37,14 +38,14 @@ class RunDirectory:
         resume: bool = True,
         main_process: bool = True,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).resolve()
         self.configuration = configuration
         self._main_process = main_process
         previous = self._previous()
         occupied = self.path.exists() and (not self.path.is_dir() or _has_content(self.path))
-        if occupied and not overwrite:
-            if previous is None:
-                raise InputError(f"{self.path} exists and is no run of Alembert: choose another --output")
+        if occupied and previous is None:
+            raise InputError(f"{self.path} exists and is no run of Alembert: choose another --output")
+        if previous is not None and not overwrite:
             if previous != configuration:
                 raise InputError(
                     f"{self.path} holds a run with another configuration "
@@ -65,7 +66,7 @@ class RunDirectory:
         if not self._main_process:
             return
         if self._clears:
-            shutil.rmtree(self.path) if self.path.is_dir() else self.path.unlink()
+            self._clear()
         write_json(self.path / IN_PROGRESS, self.configuration)
 
     def checkpoints(self, stage: str) -> Path:
@@ -106,6 +107,15 @@ class RunDirectory:
         """The metrics of a finished run."""
         metrics: dict[str, Any] = read_json(self.path / "metrics.json")
         return metrics
+
+    def _clear(self) -> None:
+        """Removes what runs and their evaluations write; folders of other making stay."""
+        (self.path / FINISHED).unlink(missing_ok=True)
+        for name in (_STAGING, CHECKPOINTS, EVALUATION):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for entry in self.path.iterdir():
+            if entry.is_file():
+                entry.unlink()
 
     def _remove_leftovers(self) -> None:
         for leftover in (_STAGING, CHECKPOINTS):

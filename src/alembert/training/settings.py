@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class TrainingSettings(BaseModel):
@@ -25,7 +25,7 @@ class TrainingSettings(BaseModel):
         bf16: autocast to bfloat16; None = where the hardware has it.
         evaluate_every_epoch: measure the dev split after each epoch and keep the best epoch's weights.
         early_stopping_patience: stop after this many evaluations without gain; needs evaluate_every_epoch.
-        checkpoint_steps: optimiser steps between checkpoints; None = one per epoch.
+        checkpoint_steps: optimiser steps between checkpoints, beside one per evaluation; None = one per epoch.
         seed: of initialisation, dropout and order of the data.
 
     Example:
@@ -53,6 +53,12 @@ class TrainingSettings(BaseModel):
     early_stopping_patience: int | None = Field(None, ge=1)
     checkpoint_steps: int | None = Field(None, ge=1)
     seed: int = Field(42, ge=0)
+
+    @model_validator(mode="after")
+    def _patience_needs_evaluation(self) -> TrainingSettings:
+        if self.early_stopping_patience is not None and not self.evaluate_every_epoch:
+            raise ValueError("early_stopping_patience needs evaluate_every_epoch=true")
+        return self
 
     def autocast_dtype(self) -> Literal["bf16", "fp32"]:
         """What the forward pass runs in, after looking at the hardware when `bf16` is None."""

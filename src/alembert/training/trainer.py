@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from alembert.common.errors import InputError
-from alembert.training.checkpoints import COMPLETE_MARKER
+from alembert.training.checkpoints import mark_complete, remove_checkpoints
 from alembert.training.sampling import EpochSampler
 from alembert.training.stage import Stage
 
@@ -78,7 +78,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             compute_metrics=None
             if score is None
             else lambda output: score(output.predictions, output.label_ids),
-            callbacks=[_MarkComplete(), _SetEpoch(self), *(callbacks or [])],
+            callbacks=[_Checkpoints(stage.settings.checkpoint_steps), _SetEpoch(self), *(callbacks or [])],
         )
         self.processing_class = tokenizer
         self.model_accepts_loss_kwargs = False
@@ -142,12 +142,24 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         return self.sampler
 
 
-class _MarkComplete(TrainerCallback):  # type: ignore[misc]
-    """Marks a checkpoint once every file of it is written; unmarked ones are never resumed from."""
+class _Checkpoints(TrainerCallback):  # type: ignore[misc]
+    """Saves every so many steps, marks what is wholly written, and only then removes what is no longer needed."""
+
+    def __init__(self, steps: int | None) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        # The Trainer evaluates and saves at one rhythm; checkpoints within an epoch must not wait for it.
+        if self.steps is not None and state.global_step % self.steps == 0:
+            control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_MARKER).touch()
+        if not state.is_world_process_zero:
+            return
+        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        mark_complete(newest)
+        best = [] if state.best_model_checkpoint is None else [Path(state.best_model_checkpoint)]
+        remove_checkpoints(args.output_dir, keep=[newest, *best])
 
 
 class _SetEpoch(TrainerCallback):  # type: ignore[misc]
@@ -192,7 +204,6 @@ def training_arguments(
         eval_strategy="epoch" if evaluates else "no",
         save_strategy="epoch" if evaluates or settings.checkpoint_steps is None else "steps",
         save_steps=settings.checkpoint_steps or 500,
-        save_total_limit=2,
         load_best_model_at_end=evaluates,
         metric_for_best_model="score" if evaluates else None,
         greater_is_better=True if evaluates else None,
@@ -213,6 +224,8 @@ def training_arguments(
             f"batch size {settings.batch_size} is not a multiple of {arguments.world_size} process(es) × "
             f"{settings.gradient_accumulation_steps} accumulated step(s): choose a multiple of {share}"
         )
+    # Several GPUs are torchrun's: replicas of nn.DataParallel would share the first one's layers.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     arguments.per_device_train_batch_size = settings.batch_size // share
     arguments.per_device_eval_batch_size = max(32, settings.batch_size // share)
     return arguments
