@@ -195,13 +195,19 @@ def test_one_text_none_and_pairs(classifier: AdaptiveClassifier, texts: list[str
     assert classifier.predict([]) == []
     assert classifier.predict_proba([]).shape == (0, 3)
     pairs = list(zip(texts[:6], texts[6:12], strict=True))
+    with pytest.raises(InputError, match="trained on single texts"):
+        classifier.predict(pairs)
+    with pytest.raises(InputError, match="trained on pairs of texts"):
+        AdaptiveClassifier(classifier.backend.model, classifier.tokenizer, is_pair=True).predict(texts[0])
+    either = AdaptiveClassifier(classifier.backend.model, classifier.tokenizer, max_length=32)
     tokenizer = AutoTokenizer.from_pretrained(classifier.tokenizer.name_or_path)
     encoded = tokenizer(
         texts[:6], texts[6:12], padding=True, truncation=True, max_length=32, return_tensors="pt"
     )
     with torch.no_grad():
         expected = classifier.backend.model(**encoded).logits.softmax(-1)
-    np.testing.assert_allclose(classifier.predict_proba(pairs), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(either.predict_proba(pairs), expected, rtol=0, atol=1e-5)
+    assert either.predict(pairs[0]).label == either.predict(pairs)[0].label
 
 
 @pytest.mark.parametrize("window", [2, 100])

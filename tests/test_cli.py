@@ -136,7 +136,7 @@ def test_wrong_names_values_and_folders_are_refused(
         ([*distill, "ms-bert", "--training", "speed=1"], "unknown training setting 'speed'"),
         ([*finetune, "--epochs", "0"], "epochs=0"),
         ([*finetune, "--head", "mlp"], "unknown final head 'mlp'"),
-        ([*finetune, "--training", "gradient_accumulation_steps=5"], "not a multiple"),
+        ([*finetune, "--training", "gradient_accumulation_steps=5", "--max-length", "32"], "not a multiple"),
         ([*evaluate, "--speed", "0,1.2"], "'1.2'"),
         ([*evaluate, "--speed", "fast"], "'fast'"),
         ([*evaluate, "--policy", "guess"], "guess"),

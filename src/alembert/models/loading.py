@@ -216,5 +216,5 @@ def run_configuration(source: str | Path) -> dict[str, Any]:
 def weights_fingerprint(source: str) -> dict[str, str]:
     """SHA-256 of configuration and weights in a local folder, by file name; empty for a hub id."""
     folder = Path(source)
-    files = [folder / "config.json", *folder.glob("*.safetensors")] if folder.is_dir() else []
-    return {file.name: file_sha256(file) for file in sorted(files)}
+    files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]) if folder.is_dir() else []
+    return {file.name: file_sha256(file) for file in files}

@@ -1,0 +1,152 @@
+"""Nothing of the user's is lost, nothing stale is taken for fresh, and what does not fit is refused in time."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import alembert
+from alembert.cli.app import run
+from alembert.training.checkpoints import (
+    last_complete_checkpoint,
+    mark_complete,
+    remove_checkpoints,
+)
+
+QUICK = {"epochs": 1, "batch_size": 16, "max_length": 32}
+
+
+def test_checkpoints_are_removed_after_the_new_one_is_marked(tmp_path: Path) -> None:
+    for step in (3, 6, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        mark_complete(tmp_path / f"checkpoint-{step}")
+    remove_checkpoints(tmp_path, keep=[tmp_path / "checkpoint-9", tmp_path / "checkpoint-3"])
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-9"]
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+
+
+def test_checkpoints_come_by_steps_also_where_epochs_are_evaluated(
+    tiny_encoder: Path, task: alembert.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alembert.training import trainer
+
+    saved: list[str] = []
+
+    def record(checkpoint: Path) -> None:
+        saved.append(checkpoint.name)
+        mark_complete(checkpoint)
+
+    monkeypatch.setattr(trainer, "mark_complete", record)
+    settings = alembert.TrainingSettings(
+        epochs=2, batch_size=16, max_length=32, checkpoint_steps=3, evaluate_every_epoch=True
+    )
+    alembert.finetune(str(tiny_encoder), task, tmp_path / "run", settings=settings)
+    assert saved == ["checkpoint-3", "checkpoint-4", "checkpoint-6", "checkpoint-8"]
+
+
+def test_overwriting_leaves_what_no_run_wrote(
+    tiny_encoder: Path, task: alembert.Task, tmp_path: Path
+) -> None:
+    (tmp_path / "project" / "data").mkdir(parents=True)
+    (tmp_path / "project" / "data" / "train.tsv").write_text("precious", encoding="utf-8")
+    settings = alembert.TrainingSettings(**QUICK)
+    with pytest.raises(alembert.InputError, match="no run of Alembert"):
+        alembert.finetune(str(tiny_encoder), task, tmp_path / "project", settings=settings, overwrite=True)
+    output = tmp_path / "run"
+    alembert.finetune(str(tiny_encoder), task, output, settings=settings)
+    shutil.move(tmp_path / "project" / "data", output / "data")
+    other = settings.model_copy(update={"seed": 7})
+    with pytest.raises(alembert.InputError, match=r"settings\.seed"):
+        alembert.finetune(str(tiny_encoder), task, output, settings=other)
+    alembert.finetune(str(tiny_encoder), task, output, settings=other, overwrite=True)
+    assert (output / "data" / "train.tsv").read_text(encoding="utf-8") == "precious"
+
+
+def test_a_teacher_trained_anew_is_another_teacher(
+    teacher: Path, task: alembert.Task, tmp_path: Path
+) -> None:
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    alembert.distill("fastbert", str(copy), task, tmp_path / "run", settings={"epochs": 1})
+    weights = load_file(copy / "model.safetensors")
+    weights["classifier.bias"] += 0.01
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(alembert.InputError, match=r"teacher_files\.model\.safetensors"):
+        alembert.distill("fastbert", str(copy), task, tmp_path / "run", settings={"epochs": 1})
+
+
+def test_distillation_takes_the_teachers_length(teacher: Path, task: alembert.Task, tmp_path: Path) -> None:
+    alembert.distill("fastbert", str(teacher), task, tmp_path / "run", settings={"epochs": 1})
+    assert alembert.AdaptiveClassifier.from_pretrained(tmp_path / "run").max_length == 32
+
+
+@pytest.mark.parametrize("max_length", [2, 65, -5])
+def test_lengths_that_do_not_fit_are_refused(fast: Path, max_length: int) -> None:
+    with pytest.raises(alembert.InputError, match="takes 3 to 64 tokens"):
+        alembert.AdaptiveClassifier.from_pretrained(fast, max_length=max_length)
+
+
+def test_lengths_beyond_the_positions_stop_a_training_before_it_begins(
+    tiny_encoder: Path, task: alembert.Task, tmp_path: Path
+) -> None:
+    with pytest.raises(alembert.InputError, match="takes 3 to 64 tokens"):
+        alembert.finetune(str(tiny_encoder), task, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_patience_without_evaluation_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs evaluate_every_epoch"):
+        alembert.TrainingSettings(early_stopping_patience=2)
+
+
+def test_top_k_without_its_policy_is_refused(fast: Path) -> None:
+    with pytest.raises(alembert.InputError, match="top_k_entropy"):
+        alembert.AdaptiveClassifier.from_pretrained(fast, top_k=2)
+
+
+def test_held_out_rows_can_be_evaluated(
+    tiny_encoder: Path, task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "train-only"
+    folder.mkdir()
+    shutil.copy(task_folder / "train.tsv", folder)
+    output = str(tmp_path / "run")
+    flags = ["--epochs", "1", "--max-length", "32", "--seed", "5"]
+    assert (
+        run(["finetune", "--model", str(tiny_encoder), "--data", str(folder), "--output", output, *flags])
+        == 0
+    )
+    capsys.readouterr()
+    assert run(["evaluate", output, "--data", str(folder), "--speed", "0", "--repeats", "0", "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert '"split": "dev"' in printed
+    assert '"rows": 6' in printed
+
+
+def test_broken_records_and_values_are_one_message(
+    fast: Path, task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(fast, tmp_path / "cut")
+    (tmp_path / "cut" / "alembert.json").write_text('{"configuration":', encoding="utf-8")
+    assert run(["predict", str(tmp_path / "cut"), "soup"]) == 2
+    assert "no valid JSON" in " ".join(capsys.readouterr().err.split())
+    flags = [
+        "--method",
+        "fastbert",
+        "--teacher",
+        str(fast),
+        "--data",
+        str(task_folder),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert run(["distill", *flags, "--set", "layers=[1,3"]) == 2
+    assert "no valid YAML" in " ".join(capsys.readouterr().err.split())
+    config = tmp_path / "options.yaml"
+    config.write_text("speed: [0, 0.5]\n", encoding="utf-8")
+    flags = ["--data", str(task_folder), "--repeats", "0", "--json", "--output", str(tmp_path / "e")]
+    assert run(["evaluate", str(fast), "--config", str(config), *flags]) == 0
+    assert '"speed": 0.5' in capsys.readouterr().out
