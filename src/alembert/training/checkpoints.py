@@ -11,13 +11,17 @@ COMPLETE_MARKER = "complete"
 
 def last_complete_checkpoint(folder: str | Path) -> Path | None:
     """The newest checkpoint of `folder` whose every file was written; half-written ones are removed."""
-    complete: list[tuple[int, Path]] = []
     for checkpoint in Path(folder).glob("checkpoint-*"):
-        if (checkpoint / COMPLETE_MARKER).exists():
-            complete.append((int(checkpoint.name.rsplit("-", 1)[1]), checkpoint))
-        else:
+        if not (checkpoint / COMPLETE_MARKER).exists():
             shutil.rmtree(checkpoint)
-    return max(complete)[1] if complete else None
+    complete = complete_checkpoints(folder)
+    return complete[-1] if complete else None
+
+
+def complete_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints of `folder` whose every file was written, oldest first."""
+    markers = Path(folder).glob(f"checkpoint-*/{COMPLETE_MARKER}")
+    return sorted((marker.parent for marker in markers), key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
 def mark_complete(checkpoint: Path) -> None:

@@ -24,10 +24,11 @@ from transformers import (
 )
 
 from alembert.common.errors import InputError
-from alembert.training.checkpoints import mark_complete, remove_checkpoints
+from alembert.training.checkpoints import complete_checkpoints, mark_complete, remove_checkpoints
 from alembert.training.sampling import EpochSampler
 from alembert.training.stage import Stage
 
+_KEPT = 2  # newest checkpoints kept, beside the best: the older one is there should the newer be damaged
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
 
@@ -156,10 +157,9 @@ class _Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        mark_complete(newest)
+        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         best = [] if state.best_model_checkpoint is None else [Path(state.best_model_checkpoint)]
-        remove_checkpoints(args.output_dir, keep=[newest, *best])
+        remove_checkpoints(args.output_dir, keep=[*complete_checkpoints(args.output_dir)[-_KEPT:], *best])
 
 
 class _SetEpoch(TrainerCallback):  # type: ignore[misc]
