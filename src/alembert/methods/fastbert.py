@@ -38,7 +38,7 @@ class FastBert(SelfDistillation[ExitOptions]):
     paper = "Liu et al., FastBERT: a Self-distilling BERT with Adaptive Inference Time, ACL 2020"
     options_class = ExitOptions
     presets: ClassVar[dict[str, Preset]] = {
-        "default": Preset(settings={"epochs": 5, "learning_rate": 5e-4}),
+        "default": Preset(settings={"epochs": 5, "learning_rate": 1e-3}),
         "paper": Preset(
             options={"placement": "all"},
             settings={"epochs": 5, "learning_rate": 2e-4, "batch_size": 32, "weight_decay": 0.01},

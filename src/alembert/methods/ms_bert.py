@@ -25,7 +25,7 @@ class MsBertOptions(ExitOptions):
     """Options of MS-BERT beyond those of every self-distillation.
 
     Attributes:
-        emd: distance of Eq. 5: `sorted` (exact 1-D Wasserstein), `histogram` (pyemd's emd_samples) or
+        emd: distance of Eq. 5: `auto` (`class_aware` for single-label tasks, else `sorted`), `sorted` (exact 1-D Wasserstein), `histogram` (pyemd's emd_samples) or
             `class_aware` (probability mass moved between classes).
         weighting: of the layers in Eq. 6: `paper` (by distance, not normalised), `normalised`, or `inverse`
             (closer layers weigh more).
@@ -39,7 +39,7 @@ class MsBertOptions(ExitOptions):
         ground_cost: for `class_aware`: `uniform`, or `classifier` (distance between the classes' output weights).
     """
 
-    emd: Literal["sorted", "histogram", "class_aware"] = "sorted"
+    emd: Literal["auto", "sorted", "histogram", "class_aware"] = "auto"
     weighting: Literal["paper", "normalised", "inverse"] = "inverse"
     teacher_weight: float = Field(1.0, ge=0)
     teacher_logits: Literal["shared_head", "deep_supervision", "branches"] = "shared_head"
@@ -47,6 +47,15 @@ class MsBertOptions(ExitOptions):
     values: Literal["logits", "probabilities"] = "logits"
     weighting_temperature: float = Field(1.0, gt=0)
     ground_cost: Literal["uniform", "classifier"] = "uniform"
+
+    def distance(self, problem_type: str) -> str:
+        """The distance that `auto` stands for: between classes, where these exclude each other and one text is compared."""
+        if self.emd != "auto":
+            return self.emd
+        between_classes = self.scope == "example" and self.values == "logits"
+        return (
+            "class_aware" if between_classes and problem_type == "single_label_classification" else "sorted"
+        )
 
 
 class MsBertObjective(SelfDistillationObjective):
@@ -77,7 +86,7 @@ class MsBertObjective(SelfDistillationObjective):
         return ms_bert_loss(
             exit_logits,
             layer_logits,
-            emd=options.emd,
+            emd=options.distance(self.problem_type),
             weighting=options.weighting,
             teacher_weight=options.teacher_weight,
             scope=options.scope,
@@ -122,7 +131,7 @@ class MsBert(SelfDistillation[MsBertOptions]):
     paper = "Shen et al., MS-BERT: a Multi-layer Self-distillation Approach for BERT Compression, CollaborateCom 2021"
     options_class = MsBertOptions
     presets: ClassVar[dict[str, Preset]] = {
-        "default": Preset(settings={"epochs": 5, "learning_rate": 5e-4}),
+        "default": Preset(settings={"epochs": 5, "learning_rate": 1e-3}),
         "paper": Preset(
             options={"emd": "histogram", "weighting": "paper", "placement": "every_k", "k": 2},
             settings={"epochs": 5, "learning_rate": 2e-5, "batch_size": 16},
