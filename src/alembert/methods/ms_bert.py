@@ -25,8 +25,8 @@ class MsBertOptions(ExitOptions):
     """Options of MS-BERT beyond those of every self-distillation.
 
     Attributes:
-        emd: distance of Eq. 5: `auto` (`class_aware` for single-label tasks, else `sorted`), `sorted` (exact 1-D Wasserstein), `histogram` (pyemd's emd_samples) or
-            `class_aware` (probability mass moved between classes).
+        emd: distance of Eq. 5: `sorted` (exact 1-D Wasserstein), `histogram` (pyemd's emd_samples), `class_aware`
+            (probability mass moved between classes), or `auto` (`class_aware` for single-label tasks, else `sorted`).
         weighting: of the layers in Eq. 6: `paper` (by distance, not normalised), `normalised`, or `inverse`
             (closer layers weigh more).
         teacher_weight: λ of Eq. 7.
@@ -49,7 +49,7 @@ class MsBertOptions(ExitOptions):
     ground_cost: Literal["uniform", "classifier"] = "uniform"
 
     def distance(self, problem_type: str) -> str:
-        """The distance that `auto` stands for: between classes, where these exclude each other and one text is compared."""
+        """The distance to use: `auto` is between classes where these exclude each other, else between sorted values."""
         if self.emd != "auto":
             return self.emd
         between_classes = self.scope == "example" and self.values == "logits"
