@@ -92,7 +92,7 @@ def find(studies: list[dict[str, Any]], bank: str, placement: str) -> list[dict[
 
 def speedup_table(studies: list[dict[str, Any]], placement: str) -> str:
     lines = [
-        f"### Score at equal MACs, exits: {placement}",
+        f"## Score at equal MACs, exits: {placement}",
         "",
         "| exits taught by | " + " | ".join(f"{float(s):g}×" for s in SPEED_UPS) + " |",
         "|---|" + "---|" * len(SPEED_UPS),
@@ -109,7 +109,7 @@ def speedup_table(studies: list[dict[str, Any]], placement: str) -> str:
 def exit_table(studies: list[dict[str, Any]]) -> str:
     layers = list(find(studies, banks(studies)[0], "all")[0]["exit_scores"])
     lines = [
-        "### Score of every exit on all texts",
+        "## Score of every exit on all texts",
         "",
         "| exits taught by | " + " | ".join(layers) + " |",
         "|---|" + "---|" * len(layers),
@@ -127,7 +127,7 @@ def speeds_table(studies: list[dict[str, Any]]) -> str:
     """MS-BERT's Table 1 layout for its printed form, FastBERT and our default, exits after every second layer."""
     chosen = ("fastbert", "ms-bert, histogram, paper", "ms-bert, sorted, inverse")
     lines = [
-        "### At every speed, exits: every 2 (score, speed-up in MACs)",
+        "## At every speed, exits: every 2 (score, speed-up in MACs)",
         "",
         "| speed | " + " | ".join(chosen) + " |",
         "|---|" + "---|" * len(chosen),
@@ -147,7 +147,7 @@ def top_k_tables(studies: list[dict[str, Any]]) -> str:
     for renormalise, title in ((False, "as printed (Eq. 12)"), (True, "renormalised")):
         entries = [e for e in studies[0]["top_k"] if e["renormalise"] is renormalise]
         layers = list(entries[0]["mean_uncertainty"])
-        lines += [f"### Top-K {title}: mean uncertainty at each exit, and what speeds 0.2, 0.5, 0.8 give", ""]
+        lines += [f"## Top-K {title}: mean uncertainty at each exit, and what speeds 0.2, 0.5, 0.8 give", ""]
         lines.append("| exits taught by | K | " + " | ".join(layers) + " | 0.2 | 0.5 | 0.8 |")
         lines.append("|---|---|" + "---|" * (len(layers) + 3))
         for entry in entries:

@@ -294,3 +294,14 @@ def test_other_tasks_run_end_to_end(
             names = tuple(name for name, chance in zip(task.label_names, row, strict=True) if chance >= 0.5)
             assert prediction.label == names
             assert prediction.score == pytest.approx(np.maximum(row, 1 - row).min())
+
+
+def test_the_automatic_distance_suits_the_task() -> None:
+    from alembert.methods.ms_bert import MsBertOptions
+
+    assert MsBertOptions().distance("single_label_classification") == "class_aware"
+    assert MsBertOptions().distance("multi_label_classification") == "sorted"
+    assert MsBertOptions().distance("regression") == "sorted"
+    assert MsBertOptions(scope="batch").distance("single_label_classification") == "sorted"
+    assert MsBertOptions(values="probabilities").distance("single_label_classification") == "sorted"
+    assert MsBertOptions(emd="histogram").distance("single_label_classification") == "histogram"
