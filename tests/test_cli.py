@@ -192,7 +192,7 @@ def test_json_stands_alone_on_standard_output(
     assert (facts["layers"], facts["exit_layers"]) == (4, [1, 3])
     assert facts["label_names"] == ["food", "sport", "weather"]
     assert set(answer("methods")) == {"fastbert", "ms-bert"}
-    assert answer("methods", "ms-bert")["options"]["emd"]["default"] == "sorted"
+    assert answer("methods", "ms-bert")["options"]["emd"]["default"] == "auto"
 
 
 def times(folder: Path) -> dict[str, int]:

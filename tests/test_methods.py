@@ -206,7 +206,7 @@ def test_paper_presets_are_the_papers() -> None:
         ({"options": {"emdd": "sorted"}}, "unknown option of method ms-bert 'emdd'"),
         ({"options": {"emd": "cosine"}}, "emd='cosine'"),
         ({"options": {"emd": "class_aware", "scope": "batch"}}, "scope='batch'"),
-        ({"options": {"ground_cost": "classifier"}}, "only for emd='class_aware'"),
+        ({"options": {"emd": "sorted", "ground_cost": "classifier"}}, "only for emd='class_aware'"),
         ({"options": {"k": 9}}, "k=9"),
         ({"options": {"layers": [4]}}, "between 1 and 3"),
         ({"options": {"exit_head_size": 7}}, "not a multiple"),
