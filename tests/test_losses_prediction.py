@@ -22,6 +22,9 @@ from alembert.losses.prediction import (
     bernoulli_kl_divergence,
     distillation_divergence,
     kl_divergence,
+    masked_language_modelling_loss,
+    soft_cross_entropy,
+    softened_label_loss,
     task_loss,
 )
 from alembert.losses.self_distillation import (
@@ -293,3 +296,91 @@ def test_ms_bert_loss_for_several_labels_and_regression() -> None:
     # Distances 1 and 2: the layers' mixture is (2·0 + 1·3) / 3 = 1, the target (1 + 2) / 2.
     loss = ms_bert_loss(exit_value, values, weighting="inverse", problem_type=REGRESSION)
     torch.testing.assert_close(loss, torch.tensor([0.25]))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_soft_cross_entropy_equals_its_equation(temperature: float) -> None:
+    student, teacher = _logits(5, 4), _logits(5, 4, seed=1)
+    expected = functional.cross_entropy(student / temperature, (teacher / temperature).softmax(-1))
+    value = soft_cross_entropy(student, teacher, SINGLE, temperature)
+    torch.testing.assert_close(value, temperature**2 * expected)
+
+    expected = functional.binary_cross_entropy_with_logits(
+        student / temperature, (teacher / temperature).sigmoid(), reduction="none"
+    ).sum(-1)
+    value = soft_cross_entropy(student, teacher, MULTI, temperature, "none")
+    torch.testing.assert_close(value, temperature**2 * expected)
+
+    value = soft_cross_entropy(student, teacher, REGRESSION, temperature)
+    torch.testing.assert_close(value, functional.mse_loss(student, teacher))
+
+
+@pytest.mark.parametrize("problem_type", [SINGLE, MULTI])
+def test_soft_cross_entropy_has_the_gradient_of_the_teacher_first_divergence(problem_type: str) -> None:
+    student, teacher = _logits(5, 4).requires_grad_(), _logits(5, 4, seed=1)
+    cross_entropy = soft_cross_entropy(student, teacher, problem_type, 3.0)
+    divergence = distillation_divergence(
+        student, teacher, problem_type, direction="teacher||student", temperature=3.0
+    )
+    gradients = [torch.autograd.grad(loss, student)[0] for loss in (cross_entropy, divergence)]
+    torch.testing.assert_close(*gradients)
+    assert torch.autograd.gradcheck(lambda s: soft_cross_entropy(s, teacher, problem_type, 3.0), (student,))
+
+
+def test_squared_temperature_keeps_the_gradient_of_soft_cross_entropy() -> None:
+    # For small logits the gradient is (z_S − z_T) / classes at any T (Hinton et al., 2015).
+    student, teacher = (1e-5 * (x - x.mean(-1, keepdim=True)) for x in (_logits(1, 4), _logits(1, 4, seed=1)))
+    student.requires_grad_()
+    for temperature in (1.0, 10.0, 100.0):
+        loss = soft_cross_entropy(student, teacher, SINGLE, temperature)
+        (gradient,) = torch.autograd.grad(loss, student)
+        torch.testing.assert_close(gradient, (student - teacher).detach() / 4, rtol=1e-2, atol=1e-9)
+
+
+@pytest.mark.parametrize(("classes", "right"), [(2, 0.713), (3, 0.554)])
+def test_softened_labels_are_label_smoothing(classes: int, right: float) -> None:
+    logits, labels = _logits(6, classes), torch.arange(6) % classes
+    targets = torch.full((6, classes), (1 - right) / (classes - 1), dtype=torch.float64)
+    targets[torch.arange(6), labels] = right
+    expected = -(targets * logits.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(softened_label_loss(logits, labels, SINGLE), expected, rtol=1e-2, atol=0)
+    # τ → 0 is the plain loss.
+    torch.testing.assert_close(
+        softened_label_loss(logits, labels, SINGLE, 1e-3), task_loss(logits, labels, SINGLE)
+    )
+    half = softened_label_loss(logits.half(), labels, SINGLE)
+    assert half.dtype == torch.float32
+
+
+def test_masked_language_modelling_loss_is_over_the_tokens_to_guess() -> None:
+    logits = _logits(3, 5, 7).requires_grad_()
+    labels = torch.full((3, 5), -100)
+    labels[0, 1], labels[0, 4], labels[2, 0] = 3, 0, 6
+    expected = (
+        -sum(logits.log_softmax(-1)[b, i, label] for b, i, label in [(0, 1, 3), (0, 4, 0), (2, 0, 6)]) / 3
+    )
+    torch.testing.assert_close(masked_language_modelling_loss(logits, labels), expected)
+    assert masked_language_modelling_loss(logits.half(), labels).dtype == torch.float32
+
+    nothing = masked_language_modelling_loss(logits, torch.full((3, 5), -100))
+    assert nothing == 0
+    (gradient,) = torch.autograd.grad(nothing, logits)
+    assert (gradient == 0).all()
+
+
+def test_refusals_of_soft_and_token_losses() -> None:
+    logits = _logits(4, 3)
+    with pytest.raises(InputError, match="use the plain loss against labels"):
+        softened_label_loss(logits, torch.zeros(4, 3), MULTI)
+    with pytest.raises(InputError, match="do not fit"):
+        softened_label_loss(logits, torch.zeros(4, 3), SINGLE)
+    with pytest.raises(InputError, match="greater than 0"):
+        softened_label_loss(logits, torch.zeros(4), SINGLE, 0)
+    with pytest.raises(InputError, match="greater than 0"):
+        soft_cross_entropy(logits, logits, SINGLE, 0)
+    with pytest.raises(InputError, match="problem_type"):
+        soft_cross_entropy(logits, logits, "ranking")
+    with pytest.raises(InputError, match="choose one of mean, none"):
+        soft_cross_entropy(logits, logits, SINGLE, 1.0, "sum")
+    with pytest.raises(InputError, match="do not fit"):
+        masked_language_modelling_loss(_logits(2, 4, 3), torch.zeros(2, 3))

@@ -176,7 +176,7 @@ def test_speed_curve_without_times_has_one_panel(tmp_path: Path) -> None:
 
 def test_labels_overlap_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     plots.plot_speed_curve([evaluation(), evaluation("runs/other", 0.921)], tmp_path / "curve.png")
     for panel in figures[0].axes:
         extents = [text.get_window_extent() for text in panel.texts]
@@ -191,8 +191,10 @@ def test_labels_overlap_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_exit_shares_stack_to_the_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     figures = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    save = plots.save_figure
+    monkeypatch.setattr(
+        plots, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path))
+    )
     results = evaluation()
     plots.plot_exit_shares(results, tmp_path / "shares.png")
     assert inked(tmp_path / "shares.png").mean() > 0.3

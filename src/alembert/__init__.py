@@ -1,6 +1,6 @@
 """Alembert makes BERT-type text classifiers many times cheaper to run, and proves what it cost in accuracy.
 
-Importing it registers multi-exit models with transformers' Auto classes.
+Importing it registers multi-exit models and BiLSTM students with transformers' Auto classes.
 """
 
 from importlib import import_module
@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from alembert.common.errors import InputError
+from alembert.models.bilstm import BilstmConfig, BilstmForSequenceClassification
 from alembert.models.multi_exit import MultiExitConfig, MultiExitModel
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ __version__ = version("alembert")
 
 __all__ = [
     "AdaptiveClassifier",
+    "BilstmConfig",
+    "BilstmForSequenceClassification",
     "ExitPolicy",
     "InputError",
     "MultiExitConfig",

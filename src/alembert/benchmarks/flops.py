@@ -6,6 +6,9 @@ FastBERT heads on every token, no attention products, no embeddings, and no fina
 "full" counts every matrix product that a text causes: linear layers wherever they run, attention products,
 embedding projections, and heads as they are computed here (a FastBERT head computes the query and the output
 of the first token only). Neither counts biases, normalisation, activations or softmax.
+
+In both, an LSTM's input and recurrent matrices are linear layers that every token goes through: 4h · (e + h) per
+token and direction, for input width e and state width h. Its gates' products of single numbers do not count.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from alembert.common.errors import InputError
+from alembert.models.bilstm import BilstmForSequenceClassification
 from alembert.models.layered import LayeredEncoder
 from alembert.models.multi_exit import MultiExitModel
 
@@ -91,12 +95,14 @@ class CostModel:
         """Reads the costs off a model's modules.
 
         Args:
-            model: a `MultiExitModel`, or any transformers model that `LayeredEncoder` takes, which has no
-                exits, and no head either if it is a base encoder.
+            model: a `MultiExitModel`, a BiLSTM, or any transformers model that `LayeredEncoder` takes, which has
+                no exits, and no head either if it is a base encoder.
 
         Raises:
             InputError: the model's family is not supported.
         """
+        if isinstance(model, BilstmForSequenceClassification):
+            return cls._from_bilstm(model)
         if not isinstance(model, MultiExitModel):
             return cls._from_full_model(model)
         plain = cls._from_full_model(model.full_model)
@@ -122,6 +128,15 @@ class CostModel:
             PartCost("embedding", Polynomial(), Polynomial(per_token=embedding)),
             tuple(_layer(layer) for layer in layers),
             PartCost("stock", Polynomial(sum(head[:-1])), Polynomial(sum(head))),
+        )
+
+    @classmethod
+    def _from_bilstm(cls, model: BilstmForSequenceClassification) -> CostModel:
+        dense, classifier = _size(model.dense), _size(model.classifier)
+        return cls(
+            PartCost("embedding", Polynomial(), Polynomial()),
+            tuple(_lstm_layer(model.lstm, layer) for layer in range(model.lstm.num_layers)),
+            PartCost("stock", Polynomial(dense), Polynomial(dense + classifier)),
         )
 
     @property
@@ -226,6 +241,16 @@ def _layer(layer: nn.Module) -> PartCost:
     )
     positions = sum(2 * width * _position_products(module) for module in layer.modules())
     return PartCost("layer", Polynomial(per_token=per_token), Polynomial(0, per_token + positions, 2 * width))
+
+
+def _lstm_layer(lstm: nn.LSTM, layer: int) -> PartCost:
+    matrices = [
+        weight
+        for name, weight in lstm.named_parameters()
+        if name.startswith("weight_") and name.removesuffix("_reverse").endswith(f"_l{layer}")
+    ]
+    per_token = Polynomial(per_token=sum(matrix.numel() for matrix in matrices))
+    return PartCost("lstm", per_token, per_token)
 
 
 def _position_products(module: Any) -> int:

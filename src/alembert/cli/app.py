@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from alembert.common.errors import InputError
 
 _INTERRUPTED = 130
-COMMANDS = ("finetune", "distill", "evaluate", "predict", "info", "methods", "demo")
+COMMANDS = ("finetune", "augment", "distill", "evaluate", "predict", "info", "methods", "demo")
 
 app = typer.Typer(
     name="alembert",

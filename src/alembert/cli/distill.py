@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -11,10 +12,34 @@ from alembert.cli.finetune import print_run
 
 
 def distill(
-    method: Annotated[str, typer.Option(help="fastbert or ms-bert; see `alembert methods`.")],
-    teacher: Annotated[str, typer.Option(help="Folder or hub id of a fine-tuned classifier.")],
-    data: o.DataOption,
+    method: Annotated[
+        str, typer.Option(help="See `alembert methods`; tinybert+ms-bert gives a student exits.")
+    ],
+    teacher: Annotated[
+        str,
+        typer.Option(help="Folder or hub id of a fine-tuned classifier; for a general stage of an encoder."),
+    ],
     output: o.OutputOption,
+    data: o.OptionalDataOption = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="A shape such as 4x312 (layers x hidden size), a configuration file, or a checkpoint."
+        ),
+    ] = None,
+    stages: Annotated[
+        str | None, typer.Option(help="Some of the method's stages, separated by commas.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="File or folder of plain text, for general stages.")
+    ] = None,
+    augmented: Annotated[
+        str | None,
+        typer.Option(help="File made by `alembert augment`, to train on in place of the train split."),
+    ] = None,
+    teacher_cache: Annotated[
+        Path | None, typer.Option(help="Folder for the teacher's outputs, computed once for all epochs.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="default, paper or code.")] = "default",
     set_: Annotated[
         list[str] | None,
@@ -44,7 +69,8 @@ def distill(
 ) -> None:
     """Distils a fine-tuned classifier into one that is cheaper to run."""
     o.quiet_libraries()
-    from alembert.data import load_task
+    from alembert.common.errors import InputError
+    from alembert.data import Task, load_task
     from alembert.methods.base import resolve
     from alembert.methods.distillation import distill as run_distill
     from alembert.methods.registry import find_method
@@ -59,33 +85,89 @@ def distill(
         seed=seed,
         training=training,
     )
-    _, resolved = resolve(find_method(method), preset, options, settings)
-    facts = classifier_facts(teacher)
-    loaded = load_task(
-        data,
-        preset=task,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=label_column,
-        problem_type=problem_type or facts.problem_type,
-        label_names=facts.label_names,
-        label_separator=label_separator,
-        label_type=label_type,
-        seed=resolved.seed,
-    )
-    loaded = o.limit_rows(
-        loaded, {"train": max_train_rows, "dev": max_dev_rows, "test": max_test_rows}, resolved.seed
-    )
+    if "+" not in method:
+        resolve(find_method(method), preset, options, settings)
+    row_seed = resolved_seed(settings)
+    loaded, rows = None, None
+    if data is not None:
+        facts = classifier_facts(teacher)
+
+        def read(source: str, required: tuple[str, ...]) -> Task:
+            return load_task(
+                source,
+                preset=task,
+                text_column=text_column,
+                text_pair_column=text_pair_column,
+                label_column=label_column,
+                problem_type=problem_type or facts.problem_type,
+                label_names=facts.label_names,
+                label_separator=label_separator,
+                label_type=label_type,
+                seed=row_seed,
+                required_splits=required,
+            )
+
+        loaded = o.limit_rows(
+            read(data, ("train",)),
+            {"train": max_train_rows, "dev": max_dev_rows, "test": max_test_rows},
+            row_seed,
+        )
+        if augmented is not None:
+            (rows,) = read(augmented, ()).splits.values()
+    elif augmented is not None:
+        raise InputError("--augmented goes with --data: it takes the place of the train split")
     run_distill(
         method,
         teacher,
         loaded,
         output,
+        student=student,
         preset=preset,
         options=options,
         settings=settings,
+        stages=None if stages is None else [name.strip() for name in stages.split(",") if name.strip()],
+        augmented=rows,
+        corpus=corpus,
+        teacher_cache=teacher_cache,
         overwrite=overwrite,
         resume=resume is o.Resume.auto,
         report_to=report_to,
     )
+    report_layer_transport(output)
     print_run(output, json_output)
+
+
+def report_layer_transport(output: Path) -> None:
+    """Puts JSON and, where the `report` extra is installed, a picture of BERT-EMD's transport into its run's folder.
+
+    Of methods in turn each run is looked at. The main process does it alone.
+    """
+    import logging
+
+    from accelerate import PartialState
+
+    from alembert.common.errors import InputError
+    from alembert.methods.combination import STEPS
+    from alembert.reports.layer_transport import (
+        layer_transport_history,
+        plot_layer_transport,
+        write_layer_transport,
+    )
+
+    if not PartialState().is_main_process:
+        return
+    for log in sorted([*output.glob("trainer_state.json"), *output.glob(f"{STEPS}/*/trainer_state.json")]):
+        if not layer_transport_history(log.parent):
+            continue
+        write_layer_transport(log.parent, log.parent / "layer_transport.json")
+        try:
+            plot_layer_transport(log.parent, log.parent / "layer_transport.png")
+        except InputError as error:
+            logging.getLogger("alembert").warning("No picture of the layers' transport: %s", error)
+
+
+def resolved_seed(settings: dict[str, Any]) -> int:
+    """The seed that a run will have: the one given, else the training settings' default."""
+    from alembert.training.settings import TrainingSettings
+
+    return int(settings.get("seed", TrainingSettings.model_fields["seed"].default))

@@ -53,21 +53,20 @@ def info(
 def describe(source: str, length: int) -> dict[str, Any]:
     """The facts that `info` shows, as one JSON-ready dictionary."""
     from alembert.benchmarks.flops import CostModel
-    from alembert.models.layered import LayeredEncoder
     from alembert.models.loading import classifier_facts, load_any
     from alembert.models.multi_exit import MultiExitModel
+    from alembert.models.students import describe_student
 
     model, is_classifier = load_any(source)
-    layered = model.layered if isinstance(model, MultiExitModel) else LayeredEncoder(model)
     exits = model.exit_heads if isinstance(model, MultiExitModel) else None
-    facts = classifier_facts(model)
+    facts, shape = classifier_facts(model), describe_student(model)
     return {
         "model": source,
-        "family": layered.family,
-        "layers": layered.num_layers,
-        "hidden_size": layered.hidden_size,
+        "family": shape["model_type"],
+        "layers": shape["layers"],
+        "hidden_size": shape["hidden_size"],
         "exit_layers": list(model.exit_layers) if isinstance(model, MultiExitModel) else [],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": shape["parameters"],
         "exit_parameters": sum(parameter.numel() for parameter in exits.parameters())
         if exits is not None
         else 0,

@@ -60,6 +60,12 @@ DataOption = Annotated[
         "--data", help="Folder with train/dev/test files, one file, or a hub id (TSV, CSV, JSONL, Parquet)."
     ),
 ]
+OptionalDataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="Folder with train/dev/test files, one file, or a hub id (TSV, CSV, JSONL, Parquet)."
+    ),
+]
 OutputOption = Annotated[Path, typer.Option("--output", help="The run directory.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace whatever the folder holds.")]
 TaskOption = Annotated[

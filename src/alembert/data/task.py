@@ -103,11 +103,16 @@ class Task:
         """Rows and SHA-256 of each split's texts and labels: ``{"train_rows": 9, "train_sha256": "…"}``."""
         result: dict[str, str | int] = {}
         for name, split in self.splits.items():
-            digest = hashlib.sha256()
-            for batch in split.iter(batch_size=10_000):
-                digest.update(json.dumps(batch, ensure_ascii=False, sort_keys=True).encode())
-            result |= {f"{name}_rows": split.num_rows, f"{name}_sha256": digest.hexdigest()}
+            result |= {f"{name}_rows": split.num_rows, f"{name}_sha256": rows_sha256(split)}
         return result
+
+
+def rows_sha256(rows: Dataset) -> str:
+    """SHA-256 of a data set's content."""
+    digest = hashlib.sha256()
+    for batch in rows.iter(batch_size=10_000):
+        digest.update(json.dumps(batch, ensure_ascii=False, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def load_task(

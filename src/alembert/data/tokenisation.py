@@ -40,7 +40,9 @@ def tokenise(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
             f"max_length {max_length} leaves no room for text: {added} special tokens are added."
         )
     outputs = [
-        name for name in ("input_ids", "attention_mask", "token_type_ids") if name in _outputs(tokenizer)
+        name
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+        if name in tokenizer_outputs(tokenizer)
     ]
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -53,7 +55,7 @@ def tokenise(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
     kept = {name: feature for name, feature in dataset.features.items() if name == "labels"}
     types = {name: List(Value("int32" if name == "input_ids" else "int8")) for name in outputs}
     fingerprint = fingerprint_of(
-        dataset._fingerprint, _content(tokenizer), outputs, max_length, sorted(dataset.features)
+        dataset._fingerprint, tokenizer_content(tokenizer), outputs, max_length, sorted(dataset.features)
     )
     with quiet_unless_terminal():
         return dataset.map(
@@ -68,11 +70,13 @@ def tokenise(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
         )
 
 
-def _outputs(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+def tokenizer_outputs(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The names of what a tokenizer gives for a text."""
     return {"input_ids", "attention_mask", *tokenizer.model_input_names}
 
 
-def _content(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that token ids depend on, as JSON."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         content: Any = [type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.init_kwargs]

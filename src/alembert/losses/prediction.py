@@ -128,6 +128,99 @@ def task_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
     raise _unknown("problem_type", problem_type, PROBLEM_TYPES)
 
 
+def soft_cross_entropy(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    problem_type: str,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy of the student's prediction against the teacher's at temperature T, times T².
+
+    TinyBERT's (Eq. 10) and BERT-EMD's prediction loss: −Σ softmax(z_T / T) ln softmax(z_S / T), which has the
+    gradient of KL(teacher ‖ student) for the student and the teacher's entropy on top. Several labels: the
+    Bernoulli cross-entropy, summed over labels. Regression: squared difference of the values, mean over the
+    last dimension; T is ignored. The published codes divide by the number of classes, too, and TinyBERT's has
+    no T².
+
+    Args:
+        student_logits: finite, `(..., classes)`.
+        teacher_logits: finite, `(..., classes)`, broadcastable with `student_logits`.
+        problem_type: one of `PROBLEM_TYPES`.
+        temperature: T > 0.
+        reduction: `"mean"` over all leading dimensions, or `"none"`.
+
+    Returns:
+        A scalar, or `(...)` for `"none"`; in nats, ≥ 0.
+
+    Raises:
+        InputError: unknown problem type or reduction, or T not positive.
+    """
+    _check_temperature(temperature)
+    student = _full_precision(student_logits) / temperature
+    teacher = _full_precision(teacher_logits) / temperature
+    if problem_type == "single_label_classification":
+        entropy = -(teacher.softmax(dim=-1) * student.log_softmax(dim=-1)).sum(dim=-1)
+    elif problem_type == "multi_label_classification":
+        present, absent = teacher.sigmoid(), (-teacher).sigmoid()
+        entropy = -(present * functional.logsigmoid(student) + absent * functional.logsigmoid(-student))
+        entropy = entropy.sum(dim=-1)
+    else:
+        return distillation_divergence(student_logits, teacher_logits, problem_type, reduction=reduction)
+    return _reduce(entropy * temperature**2, reduction)
+
+
+def softened_label_loss(
+    logits: Tensor, labels: Tensor, problem_type: str, temperature: float = 1.1
+) -> Tensor:
+    """Cross-entropy against softmax(one-hot / τ), mean over rows (LRC-BERT, Eq. 5 as printed).
+
+    This is label smoothing: at τ = 1.1 the right one of two classes gets 0.713, of three 0.554. The student's
+    own softmax is at temperature 1.
+
+    Args:
+        logits: `(rows, classes)`.
+        labels: class indices `(rows,)`.
+        problem_type: only `"single_label_classification"`.
+        temperature: τ > 0.
+
+    Raises:
+        InputError: another problem type, labels whose shape does not fit the logits', or τ not positive.
+    """
+    _check_temperature(temperature)
+    if problem_type != "single_label_classification":
+        raise InputError(
+            f"Softened labels need one class per text, but the problem type is {problem_type}: use the plain "
+            "loss against labels (task_loss)."
+        )
+    logits = _full_precision(logits)
+    _check_labels(labels, logits, fits=labels.shape == logits.shape[:-1])
+    one_hot = functional.one_hot(labels.long(), logits.shape[-1]).to(logits.dtype)
+    return functional.cross_entropy(logits, (one_hot / temperature).softmax(dim=-1))
+
+
+def masked_language_modelling_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the tokens to be guessed, mean over them (BERT's masked language modelling).
+
+    Args:
+        logits: `(B, n, vocabulary)`.
+        labels: token ids `(B, n)`; −100 where nothing is to be guessed.
+
+    Returns:
+        A scalar in nats; 0 where nothing is to be guessed.
+
+    Raises:
+        InputError: labels whose shape does not fit the logits'.
+    """
+    _check_labels(labels, logits, fits=labels.shape == logits.shape[:-1])
+    guessed = labels != -100
+    # Selected before they are raised to float32: the vocabulary is the widest dimension there is.
+    total = functional.cross_entropy(
+        _full_precision(logits[guessed]), labels[guessed].long(), reduction="sum"
+    )
+    return total / guessed.sum().clamp_min(1)
+
+
 def _divergence_weights(student: Tensor, teacher: Tensor, direction: str) -> Tensor:
     """Factors of ln(student / teacher) in the divergence, from the two sides' probabilities."""
     if direction == "student||teacher":

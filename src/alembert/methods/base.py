@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alembert.common.errors import InputError
 from alembert.data.task import Task
@@ -29,6 +32,27 @@ class Preset(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What a method distils from.
+
+    Attributes:
+        teacher: a classifier; a bare encoder or a masked language model for stages on plain text.
+        tokenizer: the teacher's, and so the student's.
+        task: labelled rows; None for stages on plain text alone.
+        augmented: rows with the task's columns to train on in place of its train split.
+        corpus: a file or a folder of plain text.
+        teacher_cache: folder for the teacher's outputs; None = they are computed in every epoch.
+    """
+
+    teacher: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task | None = None
+    augmented: Dataset | None = None
+    corpus: str | None = None
+    teacher_cache: Path | None = None
+
+
 OptionsT = TypeVar("OptionsT", bound=MethodOptions)
 
 
@@ -40,22 +64,26 @@ class Method(ABC, Generic[OptionsT]):
         paper: the reference.
         options_class: the pydantic model of its options.
         presets: "default", "paper", and "code" where published code differs from the paper.
+        stage_names: the stages that `--stages` may choose from, in order; () = there is nothing to choose.
+        general_stages: those that read plain text instead of a task.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     options_class: ClassVar[type[MethodOptions]]
     presets: ClassVar[dict[str, Preset]]
+    stage_names: ClassVar[tuple[str, ...]] = ()
+    general_stages: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 
     @abstractmethod
-    def build_model(self, teacher: PreTrainedModel, task: Task) -> PreTrainedModel:
-        """The model that learns, initialised."""
+    def build_model(self, sources: Sources) -> PreTrainedModel:
+        """The model that learns, initialised. Raises InputError for one that the method cannot teach."""
 
     @abstractmethod
-    def stages(self, model: PreTrainedModel, task: Task, settings: TrainingSettings) -> list[Stage]:
+    def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
         """The stages in order."""
 
     def finish(self, model: PreTrainedModel) -> None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
 from alembert.common.errors import InputError
+from alembert.data.corpus import load_corpus
 from alembert.data.metrics import compute_metrics, majority_score
-from alembert.data.task import Task
-from alembert.methods.base import resolve
+from alembert.data.task import Task, rows_sha256
+from alembert.methods.base import Method, Sources, resolve
 from alembert.methods.registry import find_method
+from alembert.methods.student_distillation import StudentDistillation, StudentOptions
 from alembert.models.loading import (
     check_max_length,
     classifier_facts,
+    load_any,
+    load_bare_encoder,
     load_classifier,
+    load_masked_lm,
     load_tokenizer,
     run_configuration,
     weights_fingerprint,
@@ -32,12 +39,17 @@ from alembert.training.runner import predict_logits, run_stages, tokenised
 def distill(
     method: str,
     teacher: str,
-    task: Task,
+    task: Task | None,
     output_dir: str | Path,
     *,
+    student: str | None = None,
     preset: str = "default",
     options: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
+    stages: Sequence[str] | None = None,
+    augmented: Dataset | None = None,
+    corpus: str | None = None,
+    teacher_cache: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = True,
     report_to: list[str] | None = None,
@@ -45,19 +57,27 @@ def distill(
     """Distils a teacher by a named method and leaves a run directory.
 
     Args:
-        method: one of `alembert.methods.registry.METHODS`.
-        teacher: folder or hub id of a fine-tuned classifier, stock or multi-exit.
-        task: with a train split; its labels must be the teacher's.
+        method: one of `alembert.methods.registry.METHODS`, or several joined by `+`: each takes the one before as
+            its teacher, so that `tinybert+ms-bert` gives a small student exits.
+        teacher: folder or hub id of a fine-tuned classifier, stock or multi-exit; for stages on plain text of a
+            pretrained encoder.
+        task: with a train split; its labels must be the teacher's. None for stages on plain text.
         output_dir: the run directory; an interrupted run of the same configuration is gone on with.
+        student: for methods that train a student: a shape `LxH`, a configuration file or a checkpoint.
         preset: "default" (our best measured), "paper" or "code".
         options: of the method, over the preset's.
         settings: fields of `TrainingSettings`, over the preset's; `max_length` is the teacher's unless given.
+        stages: some of the method's stages.
+        augmented: rows with the task's columns, to train on in place of its train split.
+        corpus: a file or a folder of plain text, for general stages.
+        teacher_cache: folder for the teacher's outputs, computed once for all epochs and all methods.
         overwrite: replace whatever the folder holds.
         resume: go on with an interrupted run; when off, an occupied folder is refused.
         report_to: trackers such as "tensorboard".
 
     Returns the distilled model in evaluation mode. Raises InputError for unknown names and values, labels that
-    the teacher does not know, a teacher no better than the commonest label, and occupied folders.
+    the teacher does not know, a teacher no better than the commonest label, students that the method cannot serve,
+    and occupied folders.
 
     Example:
         >>> import alembert
@@ -65,44 +85,94 @@ def distill(
         >>> model = alembert.distill("ms-bert", "runs/teacher", task, "runs/second", settings={"epochs": 1})
         >>> model.exit_layers
         (1, 3)
+        >>> student = alembert.distill("kd", "runs/teacher", task, "runs/small", student="2x16", settings={"epochs": 1})
+        >>> student.config.num_hidden_layers
+        2
     """
+    named = {"student": student, "stages": None if stages is None else tuple(stages)}
+    options = (options or {}) | {name: value for name, value in named.items() if value is not None}
+    if "+" in method:
+        from alembert.methods.combination import distill_in_turn
+
+        return distill_in_turn(
+            method.split("+"),
+            teacher,
+            task,
+            Path(output_dir),
+            preset=preset,
+            options=options,
+            settings=settings or {},
+            augmented=augmented,
+            teacher_cache=teacher_cache,
+            overwrite=overwrite,
+            resume=resume,
+            report_to=report_to,
+        )
     method_class = find_method(method)
     trained = run_configuration(teacher).get("settings", {})
     as_trained = {"max_length": trained["max_length"]} if "max_length" in trained else {}
-    method_options, training = resolve(method_class, preset, options or {}, as_trained | (settings or {}))
-    state = PartialState(cpu=not torch.cuda.is_available())
+    method_options, training = resolve(method_class, preset, options, as_trained | (settings or {}))
+    instance = method_class(method_options)
     configuration = {
         "command": "distill",
         "method": method,
         "preset": preset,
         "teacher": str(teacher),
         "teacher_files": weights_fingerprint(str(teacher)),
-        "task": task.describe(),
+        "task": None if task is None else task.describe(),
         "options": method_options.model_dump(mode="json"),
         "settings": training.model_dump(),
         "autocast": training.autocast_dtype(),
     }
-    teacher_model, tokenizer = load_classifier(str(teacher)), load_tokenizer(str(teacher))
-    _check_labels(teacher_model, task, str(teacher))
+    if isinstance(method_options, StudentOptions) and method_options.student is not None:
+        configuration["student_files"] = weights_fingerprint(method_options.student)
+    general = instance if isinstance(instance, StudentDistillation) and instance.is_general() else None
+    if (general is not None, general is not None) != (task is None, corpus is not None):
+        raise InputError(_missing_data(method_class, general is not None))
+    if augmented is not None:
+        configuration["augmented"] = {"rows": len(augmented), "sha256": rows_sha256(augmented)}
+    state = PartialState(cpu=not torch.cuda.is_available())
+    teacher_model = (
+        load_for_general_stage(str(teacher), general) if general else load_classifier(str(teacher))
+    )
+    tokenizer = load_tokenizer(str(teacher))
+    if task is not None:
+        _check_labels(teacher_model, task, str(teacher))
     check_max_length(training.max_length, teacher_model, tokenizer)
+    if corpus is not None:
+        with state.main_process_first():
+            configuration["corpus"] = load_corpus(corpus, tokenizer, training.max_length).describe()
     set_seed(training.seed)
-    instance = method_class(method_options)
-    model = instance.build_model(teacher_model, task)
+    sources = Sources(
+        teacher_model,
+        tokenizer,
+        task,
+        augmented,
+        corpus,
+        None if teacher_cache is None else Path(teacher_cache),
+    )
+    model = instance.build_model(sources)
     with state.main_process_first():
         run = RunDirectory(
             output_dir, configuration, overwrite=overwrite, resume=resume, main_process=state.is_main_process
         )
     if run.finished:
-        return load_classifier(str(run.path))
-    split = "dev" if "dev" in task.splits else "train"
-    dataset = tokenised(task, split, tokenizer, training.max_length)
-    teacher_score, majority = measure_teacher(teacher_model.to(state.device), task, dataset, tokenizer, split)
-    histories = run_stages(model, instance.stages(model, task, training), task, tokenizer, run, report_to)
+        return load_any(str(run.path))[0]
+    metrics: dict[str, Any] = {}
+    if task is not None:
+        split = "dev" if "dev" in task.splits else "train"
+        dataset = tokenised(task, split, tokenizer, training.max_length)
+        teacher_score, majority = measure_teacher(
+            teacher_model.to(state.device), task, dataset, tokenizer, split
+        )
+        metrics |= {"teacher": {split: teacher_score}, "majority_baseline": majority}
+    histories = run_stages(model, instance.stages(model, sources, training), task, tokenizer, run, report_to)
     instance.finish(model)
     model.eval()
-    metrics: dict[str, Any] = {"teacher": {split: teacher_score}, "majority_baseline": majority}
+    if task is None:
+        metrics |= {"terms": {stage: last_terms(history) for stage, history in histories.items()}}
     for name in ("dev", "test"):
-        if name in task.splits:
+        if task is not None and name in task.splits:
             # In every process: the others wait for the first to tokenise.
             dataset = tokenised(task, name, tokenizer, training.max_length)
             if state.is_main_process:
@@ -112,6 +182,34 @@ def distill(
         run.finish(model, tokenizer, metrics, histories, model_card(configuration, metrics))
     state.wait_for_everyone()
     return model
+
+
+def load_for_general_stage(source: str, method: StudentDistillation[Any]) -> PreTrainedModel:
+    """The pretrained teacher of a stage on plain text, with the head that the method's general stage needs."""
+    if method.general_head == "masked_lm":
+        return load_masked_lm(source)
+    return load_bare_encoder(source)
+
+
+def last_terms(history: dict[str, Any]) -> dict[str, float]:
+    """The loss and its terms as last logged."""
+    entries = [entry for entry in history["log_history"] if "loss" in entry]
+    last = entries[-1] if entries else {}
+    return {name: value for name, value in last.items() if name == "loss" or name.startswith("terms/")}
+
+
+def _missing_data(method: type[Method[Any]], general: bool) -> str:
+    if general:
+        return (
+            f"the stage {', '.join(method.general_stages)} of {method.name} reads plain text: pass --corpus, and "
+            "no --data"
+        )
+    if not method.general_stages:
+        return f"method {method.name} needs a task: pass --data, and no --corpus"
+    return (
+        "the stages on the task need --data and take no --corpus; for the stage on plain text pass "
+        f"--stages {method.general_stages[0]} --corpus and no --data"
+    )
 
 
 def measure_teacher(

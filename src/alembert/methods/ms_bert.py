@@ -13,8 +13,9 @@ from alembert.data.task import Task
 from alembert.losses.prediction import task_loss
 from alembert.losses.self_distillation import ms_bert_loss
 from alembert.losses.transport import class_ground_cost
-from alembert.methods.base import Preset
+from alembert.methods.base import Preset, Sources
 from alembert.methods.self_distillation import ExitOptions, SelfDistillation, SelfDistillationObjective
+from alembert.models.features import Features
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
 from alembert.training.objective import Objective
 from alembert.training.settings import TrainingSettings
@@ -61,7 +62,7 @@ class MsBertOptions(ExitOptions):
 class MsBertObjective(SelfDistillationObjective):
     """Σ_j KL(p_sj ‖ p_t^j), with p_t^j mixed from all layers (MS-BERT, Eq. 5–10)."""
 
-    student_features: ClassVar[dict[str, Any]] = {"output_layer_logits": True}
+    student_arguments: ClassVar[dict[str, Any]] = {"output_layer_logits": True}
 
     def __init__(
         self,
@@ -109,16 +110,17 @@ class MsBertObjective(SelfDistillationObjective):
 class LayerHeadsObjective(Objective):
     """Deep supervision: Σ_i<N task loss of layer i's own head against the labels."""
 
-    student_features: ClassVar[dict[str, Any]] = {"output_layer_logits": True}
-    needs_labels = True
+    student_arguments: ClassVar[dict[str, Any]] = {"output_layer_logits": True}
 
     def __init__(self, problem_type: str) -> None:
         super().__init__()
         self.problem_type = problem_type
 
-    def forward(self, student: Any, teacher: Any | None, labels: Tensor | None) -> dict[str, Tensor]:
+    def forward(
+        self, student: Features, teacher: Features | None, labels: Tensor | None
+    ) -> dict[str, Tensor]:
         assert labels is not None
-        layers = student.layer_logits[:-1]
+        layers = student.output.layer_logits[:-1]
         return {
             f"layer_{i}": task_loss(logits, labels, self.problem_type) for i, logits in enumerate(layers, 1)
         }
@@ -142,8 +144,8 @@ class MsBert(SelfDistillation[MsBertOptions]):
         ),
     }
 
-    def build_model(self, teacher: PreTrainedModel, task: Task) -> MultiExitModel:
-        model = super().build_model(teacher, task)
+    def build_model(self, sources: Sources) -> MultiExitModel:
+        model = super().build_model(sources)
         if self.options.teacher_logits == "deep_supervision":
             model.add_layer_heads()
         return model
@@ -154,16 +156,16 @@ class MsBert(SelfDistillation[MsBertOptions]):
             ground_cost = class_ground_cost(model.output_weight().detach())
         return MsBertObjective(model.exit_layers, task.problem_type, self.options, ground_cost)
 
-    def stages(self, model: PreTrainedModel, task: Task, settings: TrainingSettings) -> list[Stage]:
-        stages = super().stages(model, task, settings)
+    def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
+        stages = super().stages(model, sources, settings)
         if self.options.teacher_logits == "deep_supervision":
             # The exits do not move yet, so their dev score says nothing about these heads.
             whole = settings.model_copy(
                 update={"evaluate_every_epoch": False, "early_stopping_patience": None}
             )
-            stages.insert(
-                0, Stage("layer-heads", LayerHeadsObjective(task.problem_type), whole, ("layer_heads.",))
-            )
+            assert sources.task is not None
+            heads = LayerHeadsObjective(sources.task.problem_type)
+            stages.insert(0, Stage("layer-heads", heads, whole, ("layer_heads.",)))
         return stages
 
     def finish(self, model: PreTrainedModel) -> None:

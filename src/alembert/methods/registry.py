@@ -6,10 +6,32 @@ from typing import Any
 
 from alembert.common.errors import InputError
 from alembert.methods.base import Method
+from alembert.methods.bert_emd import BertEmd
+from alembert.methods.distilbert import DistilBert
 from alembert.methods.fastbert import FastBert
+from alembert.methods.kd import Kd
+from alembert.methods.lrc_bert import LrcBert
+from alembert.methods.minilm import MiniLm
+from alembert.methods.minilm_v2 import MiniLmV2
 from alembert.methods.ms_bert import MsBert
+from alembert.methods.pkd import Pkd
+from alembert.methods.tinybert import TinyBert
 
-METHODS: dict[str, type[Method[Any]]] = {method.name: method for method in (FastBert, MsBert)}
+METHODS: dict[str, type[Method[Any]]] = {
+    method.name: method
+    for method in (
+        FastBert,
+        MsBert,
+        Kd,
+        TinyBert,
+        BertEmd,
+        LrcBert,
+        DistilBert,
+        Pkd,
+        MiniLm,
+        MiniLmV2,
+    )
+}
 
 
 def find_method(name: str) -> type[Method[Any]]:

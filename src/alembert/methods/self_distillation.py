@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -12,7 +12,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from alembert.data.task import Task
-from alembert.methods.base import Method, MethodOptions
+from alembert.methods.base import Method, MethodOptions, Sources
+from alembert.models.features import Features
 from alembert.models.layered import LayeredEncoder
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
 from alembert.models.placement import exit_layers
@@ -56,12 +57,17 @@ class SelfDistillationObjective(Objective):
     def exit_losses(self, exit_logits: Tensor, output: MultiExitOutput) -> Tensor:
         """Losses (E,) from exit logits (E, rows, labels) and the frozen side of the output."""
 
-    def forward(self, student: Any, teacher: Any | None, labels: Tensor | None) -> dict[str, Tensor]:
-        losses = self.exit_losses(student.exit_logits, student)
+    def forward(
+        self, student: Features, teacher: Features | None, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        output: MultiExitOutput = student.output
+        assert output.exit_logits is not None
+        losses = self.exit_losses(output.exit_logits, output)
         terms = {f"exit_{layer}": loss for layer, loss in zip(self.exits, losses, strict=True)}
-        if student.mistake_logits is not None:
+        if output.mistake_logits is not None:
+            assert output.logits is not None
             terms["learned_exit"] = mistake_loss(
-                student.mistake_logits, student.exit_logits, student.logits, self.problem_type
+                output.mistake_logits, output.exit_logits, output.logits, self.problem_type
             )
         return terms
 
@@ -94,8 +100,8 @@ class SelfDistillation(Method[ExitOptionsT]):
     def objective(self, model: MultiExitModel, task: Task) -> SelfDistillationObjective:
         """The objective of the exits."""
 
-    def build_model(self, teacher: PreTrainedModel, task: Task) -> MultiExitModel:
-        options = self.options
+    def build_model(self, sources: Sources) -> MultiExitModel:
+        options, teacher = self.options, sources.teacher
         full_model = teacher.full_model if isinstance(teacher, MultiExitModel) else teacher
         num_layers = LayeredEncoder(full_model).num_layers
         return MultiExitModel.from_teacher(
@@ -106,6 +112,8 @@ class SelfDistillation(Method[ExitOptionsT]):
             learned_exit=options.learned_exit,
         )
 
-    def stages(self, model: PreTrainedModel, task: Task, settings: TrainingSettings) -> list[Stage]:
+    def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
         assert isinstance(model, MultiExitModel)
-        return [Stage("self-distillation", self.objective(model, task), settings, self.trainable)]
+        assert sources.task is not None
+        objective = self.objective(model, sources.task)
+        return [Stage("self-distillation", objective, settings, self.trainable)]

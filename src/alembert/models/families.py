@@ -1,11 +1,13 @@
 """Where each family of encoders keeps its parts: one small adapter per structure, and a registry.
 
-An adapter calls the family's own modules in the order of the stock forward pass and computes nothing itself.
+An adapter calls the family's own modules in the order of the stock forward pass and computes nothing itself,
+but for the attention scores of families that show them nowhere.
 To add a family, write an adapter (or reuse one) and add a line to `FAMILIES`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -21,9 +23,13 @@ class BertFamily:
     """BERT's structure (bert, ernie), which the other adapters vary.
 
     Attributes:
+        projections: names of the attention's query, key and value projections, in families whose attention
+            does not go through transformers' registry of attention functions; None in all others.
         model: the model as given, with or without a classification head.
         base: its base encoder.
     """
+
+    projections: ClassVar[tuple[str, str, str] | None] = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = model
@@ -37,6 +43,17 @@ class BertFamily:
     def layer(self, index: int) -> nn.Module:
         """The module that layer `index` (1..N) runs."""
         module: nn.Module = self.base.encoder.layer[index - 1]
+        return module
+
+    def attention(self, index: int) -> nn.Module:
+        """The module of layer `index` that projects queries, keys and values and attends."""
+        layer: Any = self.layer(index)
+        module: nn.Module = layer.attention.self
+        return module
+
+    def source(self, index: int) -> nn.Module:
+        """The module whose output is hidden state `index`: 0 is what layer 1 reads, N what a head reads."""
+        module: nn.Module = self.layer(index) if index else self.base.embeddings
         return module
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
@@ -79,6 +96,17 @@ class BertFamily:
         logits: Tensor = self.model.classifier(self.model.dropout(self.pool(hidden_states, attention_mask)))
         return logits
 
+    def attention_scores(self, index: int, outputs: Mapping[str, Tensor], arguments: Context) -> Tensor:
+        """The scores (rows, heads, tokens, tokens) before the mask, in families that have `projections`.
+
+        Args:
+            index: the layer.
+            outputs: what the submodules of its attention gave on this forward pass, by name; of those that
+                run more than once, the first.
+            arguments: what its attention was called with, by name.
+        """
+        raise NotImplementedError
+
     def _mask(self, create: Callable[..., Any], hidden_states: Tensor, attention_mask: Tensor) -> Any:
         return create(config=self.base.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
 
@@ -94,6 +122,12 @@ class RobertaFamily(BertFamily):
 class ElectraFamily(RobertaFamily):
     """electra: embeddings may be narrower than the layers."""
 
+    def source(self, index: int) -> nn.Module:
+        if index == 0 and hasattr(self.base, "embeddings_project"):
+            module: nn.Module = self.base.embeddings_project
+            return module
+        return super().source(index)
+
     def embed(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
         embeddings = super().embed(input_ids, attention_mask, token_type_ids)
         if hasattr(self.base, "embeddings_project"):
@@ -103,6 +137,19 @@ class ElectraFamily(RobertaFamily):
 
 class MPNetFamily(RobertaFamily):
     """mpnet: one relative position bias for all layers, no token types."""
+
+    projections = ("q", "k", "v")
+
+    def attention(self, index: int) -> nn.Module:
+        layer: Any = self.layer(index)
+        module: nn.Module = layer.attention.attn
+        return module
+
+    def attention_scores(self, index: int, outputs: Mapping[str, Tensor], arguments: Context) -> Tensor:
+        queries, keys = (split_heads(outputs[name], self.attention(index)) for name in ("q", "k"))
+        scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+        bias: Tensor = arguments["position_bias"]
+        return scores + bias
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
         embeddings: Tensor = self.base.embeddings(input_ids=input_ids)
@@ -130,6 +177,11 @@ class DistilBertFamily(BertFamily):
         module: nn.Module = self.base.transformer.layer[index - 1]
         return module
 
+    def attention(self, index: int) -> nn.Module:
+        layer: Any = self.layer(index)
+        module: nn.Module = layer.attention
+        return module
+
     def embed(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
         embeddings: Tensor = self.base.embeddings(input_ids)
         return embeddings
@@ -151,6 +203,16 @@ class AlbertFamily(BertFamily):
         module: nn.Module = groups[int((index - 1) / (self.num_layers / len(groups)))]
         return module
 
+    def attention(self, index: int) -> nn.Module:
+        # A group of several inner layers counts as one layer; its last attention stands for it.
+        layer: Any = self.layer(index)
+        module: nn.Module = layer.albert_layers[-1].attention
+        return module
+
+    def source(self, index: int) -> nn.Module:
+        module: nn.Module = self.layer(index) if index else self.base.encoder.embedding_hidden_mapping_in
+        return module
+
     def embed(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
         embeddings = super().embed(input_ids, attention_mask, token_type_ids)
         projected: Tensor = self.base.encoder.embedding_hidden_mapping_in(embeddings)
@@ -163,6 +225,26 @@ class AlbertFamily(BertFamily):
 
 class DebertaV2Family(BertFamily):
     """deberta-v2, versions 2 and 3: relative position embeddings, and in version 2 a convolution."""
+
+    projections = ("query_proj", "key_proj", "value_proj")
+
+    def source(self, index: int) -> nn.Module:
+        convolution: nn.Module | None = self.base.encoder.conv
+        return convolution if index == 1 and convolution is not None else super().source(index)
+
+    def attention_scores(self, index: int, outputs: Mapping[str, Tensor], arguments: Context) -> Tensor:
+        attention: Any = self.attention(index)
+        heads = [split_heads(outputs[name], attention) for name in ("query_proj", "key_proj")]
+        queries, keys = (head.flatten(0, 1) for head in heads)
+        # Content to content, and each kind of position attention in use (He et al., DeBERTa, ICLR 2021, eq. 4).
+        terms = 1 + sum(kind in attention.pos_att_type for kind in ("c2p", "p2c"))
+        scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1] * terms)
+        if attention.relative_attention:
+            # The position embeddings as dropout left them, or the scores would not be those of this pass.
+            scores = scores + attention.disentangled_attention_bias(
+                queries, keys, arguments.get("relative_pos"), outputs["pos_dropout"], terms
+            )
+        return scores.view(heads[0].shape[:2] + scores.shape[1:])
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
         embeddings: Tensor = self.base.embeddings(
@@ -216,6 +298,15 @@ class ModernBertFamily(BertFamily):
         module: nn.Module = self.base.layers[index - 1]
         return module
 
+    def attention(self, index: int) -> nn.Module:
+        layer: Any = self.layer(index)
+        module: nn.Module = layer.attn
+        return module
+
+    def source(self, index: int) -> nn.Module:
+        module: nn.Module = self.base.final_norm if index == self.num_layers else super().source(index)
+        return module
+
     def embed(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
         embeddings: Tensor = self.base.embeddings(input_ids=input_ids)
         return embeddings
@@ -261,6 +352,13 @@ class ModernBertFamily(BertFamily):
     def _attention_types(self) -> list[str]:
         attention_types: list[str] = self.base.config.layer_types
         return attention_types
+
+
+def split_heads(projected: Tensor, attention: nn.Module) -> Tensor:
+    """(rows, tokens, heads × width) → (rows, heads, tokens, width)."""
+    rows, tokens, width = projected.shape
+    heads = int(attention.num_attention_heads)  # type: ignore[arg-type]
+    return projected.view(rows, tokens, heads, width // heads).transpose(1, 2)
 
 
 FAMILIES: dict[str, type[BertFamily]] = {

@@ -113,7 +113,7 @@ class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
             )
         if full_model is None:
             auto_class = AutoModelForSequenceClassification if config.final_head == STOCK_HEAD else AutoModel
-            full_model = auto_class.from_config(config.full_model_config())
+            full_model = auto_class.from_config(config.full_model_config(), trust_remote_code=False)
         self.full_model: PreTrainedModel = full_model
         self.layered = LayeredEncoder(full_model)
         hidden_size, head_size = self.layered.hidden_size, config.exit_head_size

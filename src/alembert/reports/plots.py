@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,15 +11,14 @@ from typing import Any
 import numpy as np
 
 from alembert.common.errors import InputError
-from alembert.common.files import replacing, write_text
+from alembert.common.files import write_text
+from alembert.reports.figures import DOTS_PER_INCH, STYLE, readable_on, required_module, save_figure, wrapped
 from alembert.reports.tables import FULL_MODEL, Results, exit_layers, part, speed_rows, title
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREY = "#6E6E6E"
 FULL_MODEL_EXIT = "#C9C9C9"
-DOTS_PER_INCH = 150
 
 
 def plot_speed_curve(results_list: Sequence[Results], path: str | Path) -> None:
@@ -39,9 +36,9 @@ def plot_speed_curve(results_list: Sequence[Results], path: str | Path) -> None:
     """
     curves = _curves(results_list)
     axes = _axes(results_list, curves)
-    matplotlib = _required("matplotlib")
-    figure_module = _required("matplotlib.figure")
-    with matplotlib.rc_context(_STYLE):
+    matplotlib = required_module("matplotlib")
+    figure_module = required_module("matplotlib.figure")
+    with matplotlib.rc_context(STYLE):
         figure = figure_module.Figure(figsize=(5.5 * len(axes), 4.8), dpi=DOTS_PER_INCH, layout="constrained")
         panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
         for panel, (key, label) in zip(panels, axes.items(), strict=True):
@@ -52,7 +49,7 @@ def plot_speed_curve(results_list: Sequence[Results], path: str | Path) -> None:
             panel.set_xlim(left=0)
         panels[0].set_ylabel(curves[0].metric.replace("_", " "))
         figure.suptitle(
-            _wrapped(_headline(results_list), 50 * len(axes)),
+            wrapped(_headline(results_list), 50 * len(axes)),
             x=0.01,
             ha="left",
             fontsize=12,
@@ -66,7 +63,7 @@ def plot_speed_curve(results_list: Sequence[Results], path: str | Path) -> None:
         figure.draw_without_rendering()
         for panel, key in zip(panels, axes, strict=True):
             _label_points(panel, curves, key)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def plot_exit_shares(results: Results, path: str | Path) -> None:
@@ -77,13 +74,13 @@ def plot_exit_shares(results: Results, path: str | Path) -> None:
     """
     layers = exit_layers(results)
     rows = [row for row in speed_rows(results) if row["speed"] != FULL_MODEL]
-    matplotlib = _required("matplotlib")
-    figure_module = _required("matplotlib.figure")
+    matplotlib = required_module("matplotlib")
+    figure_module = required_module("matplotlib.figure")
     # The full model's exit is grey; earlier exits run from light to dark along a colour-blind-safe map.
     shades = matplotlib.colormaps["viridis_r"]
     early = {layer: shades(0.05 + 0.85 * i / max(1, len(layers) - 2)) for i, layer in enumerate(layers[:-1])}
     colours = {**early, layers[-1]: matplotlib.colors.to_rgba(FULL_MODEL_EXIT)}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = figure_module.Figure(
             figsize=(max(6.0, 2.6 + 0.75 * len(rows)), 4.6), dpi=DOTS_PER_INCH, layout="constrained"
         )
@@ -100,7 +97,7 @@ def plot_exit_shares(results: Results, path: str | Path) -> None:
                 if share >= 6:
                     panel.text(
                         position, bottom + share / 2, f"{share:.0f}", ha="center", va="center",
-                        fontsize=8, color=_readable_on(colours[layer]),
+                        fontsize=8, color=readable_on(colours[layer]),
                     )  # fmt: skip
             bottoms = [bottom + share for bottom, share in zip(bottoms, shares, strict=True)]
         panel.set_xticks(range(len(rows)), [f"{row['speed']:g}" for row in rows])
@@ -117,8 +114,8 @@ def plot_exit_shares(results: Results, path: str | Path) -> None:
             fontsize=9,
             title="leave after",
         )
-        figure.suptitle(_wrapped(title(results), 80), x=0.01, ha="left", fontsize=12, fontweight="bold")
-        _save(figure, path)
+        figure.suptitle(wrapped(title(results), 80), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        save_figure(figure, path)
 
 
 def plot_speed_curve_html(results_list: Sequence[Results], path: str | Path) -> None:
@@ -128,9 +125,9 @@ def plot_speed_curve_html(results_list: Sequence[Results], path: str | Path) -> 
         InputError: plotly is not installed; no results, different metrics, or a part is missing.
     """
     curves = _curves(results_list)
-    plotly = _required("plotly.graph_objects")
+    plotly = required_module("plotly.graph_objects")
     axes = _axes(results_list, curves)
-    figure = _required("plotly.subplots").make_subplots(
+    figure = required_module("plotly.subplots").make_subplots(
         rows=1, cols=len(axes), shared_yaxes=True, horizontal_spacing=0.04
     )
     for column, (key, label) in enumerate(axes.items(), start=1):
@@ -185,18 +182,6 @@ class _Curve:
     marker: str
 
 
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "axes.edgecolor": GREY,
-    # A dollar sign in a file name is a dollar sign.
-    "text.parse_math": False,
-}
 _PLOTLY_SYMBOLS = dict(
     zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
 )
@@ -288,7 +273,7 @@ def _draw_curve(panel: Any, curve: _Curve, key: str, band_alpha: float) -> None:
 
 def _label_points(panel: Any, curves: list[_Curve], key: str) -> None:
     """Writes every point's speed beside it, unless all places around it are taken."""
-    bbox = _required("matplotlib.transforms").Bbox
+    bbox = required_module("matplotlib.transforms").Bbox
     dot = panel.figure.dpi / 72  # pixels per point
 
     def box(x: float, y: float, size: float) -> Any:
@@ -333,26 +318,3 @@ def _hover(curve: _Curve, row: dict[str, Any]) -> str:
         leaving = ", ".join(f"{layer}: {share:.1%}" for layer, share in shares.items() if share > 0)
         lines.append(f"exits after layer {leaving}")
     return "<br>".join(lines)
-
-
-def _readable_on(colour: tuple[float, float, float, float]) -> str:
-    """Black or white, whichever contrasts more (relative luminance as in WCAG 2, gamma 2.2)."""
-    luminance = np.dot(np.power(colour[:3], 2.2), (0.2126, 0.7152, 0.0722))
-    return "black" if luminance > 0.18 else "white"
-
-
-def _wrapped(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width))
-
-
-def _save(figure: Any, path: str | Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", facecolor="white")
-
-
-def _required(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        name = module.partition(".")[0]
-        raise InputError(f'Plots need {name}: run pip install "alembert[report]".') from error

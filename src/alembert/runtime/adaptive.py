@@ -63,7 +63,7 @@ class AdaptiveClassifier:
     sorted by length into token-budget batches, and answered in their order: memory does not grow with the input.
 
     Args:
-        model: a multi-exit or stock classifier.
+        model: a multi-exit or stock classifier; a BiLSTM always answers in full, whatever the speed.
         tokenizer: the model's.
         speed: default speed in [0, 1]; None = the model's own, else 0.
         policy: default exit policy by name; None = the model's own, else by problem type and number of labels.

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alembert.common.errors import InputError
+from alembert.models.bilstm import BilstmForSequenceClassification
 from alembert.models.layered import EncoderState
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.policies import ExitPolicy, PolicyHistory
@@ -34,6 +35,8 @@ class ExitedBatch:
 class TorchBackend:
     """A multi-exit or stock classifier on any torch device.
 
+    A BiLSTM has nowhere to leave: it is always run whole.
+
     Args:
         model: the model; it is moved to `device` and put in evaluation mode.
         device: None = CUDA where there is one, else the CPU.
@@ -49,17 +52,21 @@ class TorchBackend:
         exits: Sequence[int] | None = None,
     ) -> None:
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if not isinstance(model, MultiExitModel):
+        if not isinstance(model, MultiExitModel | BilstmForSequenceClassification):
             model = MultiExitModel.from_full_model(model)
-        self.model: MultiExitModel = model.to(chosen).eval()
+        self.model: PreTrainedModel = model.to(chosen).eval()
+        self._layer_by_layer = model if isinstance(model, MultiExitModel) else None
         self.device = torch.device(chosen)
-        self.exit_layers: tuple[int, ...] = model.exit_layers if exits is None else tuple(sorted(set(exits)))
-        unknown = sorted(set(self.exit_layers) - set(model.exit_layers))
+        known = () if self._layer_by_layer is None else self._layer_by_layer.exit_layers
+        self.exit_layers: tuple[int, ...] = known if exits is None else tuple(sorted(set(exits)))
+        unknown = sorted(set(self.exit_layers) - set(known))
         if unknown:
-            raise InputError(
-                f"no exit after layer {unknown[0]}: the model's exits are {list(model.exit_layers)}"
-            )
-        self.num_layers = model.num_layers
+            raise InputError(f"no exit after layer {unknown[0]}: the model's exits are {list(known)}")
+        self.num_layers: int = (
+            model.config.num_hidden_layers
+            if self._layer_by_layer is None
+            else self._layer_by_layer.num_layers
+        )
 
     @torch.inference_mode()
     def run(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedBatch:
@@ -70,8 +77,10 @@ class TorchBackend:
             policy: resolved for the model's labels.
             speed: in [0, 1]; at 0 no row can leave, so no exit is run and the full model answers.
         """
-        model, layered = self.model, self.model.layered
-        inputs = {name: torch.as_tensor(values, device=self.device) for name, values in batch.items()}
+        inputs, model = self._inputs(batch), self._layer_by_layer
+        if model is None:
+            return self._run_whole(inputs, policy)
+        layered = model.layered
         state = layered.embed(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("token_type_ids"))
         rows = torch.arange(len(state.hidden_states), device=self.device)
         left = _Leavers()
@@ -80,7 +89,7 @@ class TorchBackend:
             state = layered.run_layer(layer, state)
             if speed == 0 or layer not in self.exit_layers:
                 continue
-            probabilities, learned = self._exit(layer, state, policy)
+            probabilities, learned = _exit(model, layer, state, policy)
             uncertainty, history = policy.uncertainty(probabilities, history, learned)
             leaves = uncertainty < speed
             leaving, staying = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
@@ -101,9 +110,10 @@ class TorchBackend:
     @torch.inference_mode()
     def run_all_exits(self, batch: dict[str, np.ndarray]) -> tuple[Tensor, Tensor | None]:
         """Every used exit's logits (rows, exits, labels), full model last; learned uncertainties (rows, exits − 1)."""
-        inputs = {name: torch.as_tensor(values, device=self.device) for name, values in batch.items()}
-        output = self.model(**inputs)
-        used = [self.model.exit_layers.index(layer) for layer in self.exit_layers]
+        output = self.model(**self._inputs(batch))
+        if self._layer_by_layer is None:
+            return output.logits[:, None], None
+        used = [self._layer_by_layer.exit_layers.index(layer) for layer in self.exit_layers]
         logits = output.logits[None]
         stacked = torch.cat([output.exit_logits[used], logits]) if used else logits
         learned = None if output.mistake_logits is None else output.mistake_logits[used].sigmoid().T
@@ -112,18 +122,31 @@ class TorchBackend:
     @torch.inference_mode()
     def run_stock(self, batch: dict[str, np.ndarray]) -> np.ndarray:
         """Logits (rows, labels) by transformers' own forward pass of the full model, the yardstick of all speed."""
-        inputs = {name: torch.as_tensor(values, device=self.device) for name, values in batch.items()}
-        output = self.model.full_model(**inputs)
-        head = self.model.final_head
+        inputs, model = self._inputs(batch), self._layer_by_layer
+        output = (self.model if model is None else model.full_model)(**inputs)
+        head = None if model is None else model.final_head
         logits = output.logits if head is None else head(output.last_hidden_state, inputs["attention_mask"])
         # The copy waits for the device, so that its time counts as the adaptive run's does.
         return logits.float().cpu().numpy()  # type: ignore[no-any-return]
 
-    def _exit(self, layer: int, state: EncoderState, policy: ExitPolicy) -> tuple[Tensor, Tensor | None]:
-        hidden_states = self.model.layered.output(state)
-        logits = self.model.exit_heads[str(layer)](hidden_states, state.attention_mask)
-        learned = self.model.mistake_logits(hidden_states).sigmoid() if policy.name == "learned" else None
-        return to_probabilities(logits, policy.problem_type), learned
+    def _run_whole(self, inputs: dict[str, Tensor], policy: ExitPolicy) -> ExitedBatch:
+        probabilities = to_probabilities(self.model(**inputs).logits, policy.problem_type)
+        rows = len(probabilities)
+        return ExitedBatch(
+            probabilities.cpu().numpy(), np.full(rows, self.num_layers), np.full(rows, np.nan, np.float32)
+        )
+
+    def _inputs(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        return {name: torch.as_tensor(values, device=self.device) for name, values in batch.items()}
+
+
+def _exit(
+    model: MultiExitModel, layer: int, state: EncoderState, policy: ExitPolicy
+) -> tuple[Tensor, Tensor | None]:
+    hidden_states = model.layered.output(state)
+    logits = model.exit_heads[str(layer)](hidden_states, state.attention_mask)
+    learned = model.mistake_logits(hidden_states).sigmoid() if policy.name == "learned" else None
+    return to_probabilities(logits, policy.problem_type), learned
 
 
 class _Leavers:

@@ -13,24 +13,24 @@ def model_card(configuration: dict[str, Any], metrics: dict[str, Any]) -> str:
     The licence field is left for the owner: it follows from those of the base model and of the data.
     """
     task = configuration["task"]
+    data = "plain text" if task is None else task["name"]
+    facts = "" if task is None else _task_facts(task)
     base_model = configuration.get("model") or configuration.get("teacher")
     what = configuration.get("method", "fine-tuning")
     tags = "\n".join(f"- {tag}" for tag in ("text-classification", "alembert", what))
     return f"""---
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: {"feature-extraction" if task is None else "text-classification"}
 license: other
 license_name: to-be-set-by-the-owner
 tags:
 {tags}
 ---
 
-# {task["name"]}: {what} with Alembert {version("alembert")}
+# {data}: {what} with Alembert {version("alembert")}
 
 - base model or teacher: `{base_model}`
-- task: {task["problem_type"]}, {task["num_labels"]} label(s), metric {task["metrics"][0]}
-- rows: {", ".join(f"{split} {facts['rows']}" for split, facts in task["splits"].items())}
-
+{facts}
 ## Measured
 
 ```json
@@ -43,3 +43,11 @@ tags:
 {json.dumps(configuration, indent=2, ensure_ascii=False)}
 ```
 """
+
+
+def _task_facts(task: dict[str, Any]) -> str:
+    rows = ", ".join(f"{split} {facts['rows']}" for split, facts in task["splits"].items())
+    return (
+        f"- task: {task['problem_type']}, {task['num_labels']} label(s), metric {task['metrics'][0]}\n"
+        f"- rows: {rows}\n"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alembert.common.progress import progress_bar
+from alembert.data.corpus import load_corpus
 from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task
 from alembert.data.tokenisation import tokenise
@@ -20,13 +22,16 @@ from alembert.training.checkpoints import last_complete_checkpoint
 from alembert.training.progress import TrainingProgress
 from alembert.training.run_directory import RunDirectory
 from alembert.training.stage import Stage
-from alembert.training.trainer import MODEL_INPUTS, DistillationTrainer, all_logits, training_arguments
+from alembert.training.stage_model import all_logits
+from alembert.training.teacher_cache import TeacherCache
+from alembert.training.teachers import Teacher
+from alembert.training.trainer import MODEL_INPUTS, ROW, DistillationTrainer, training_arguments
 
 
 def run_stages(
     model: PreTrainedModel,
     stages: Sequence[Stage],
-    task: Task,
+    task: Task | None,
     tokenizer: PreTrainedTokenizerBase,
     run: RunDirectory,
     report_to: list[str] | None = None,
@@ -34,30 +39,35 @@ def run_stages(
     """Trains `model` in place through all stages and returns each stage's log history by name.
 
     A stage with complete checkpoints goes on from the newest; the end of a stage is itself a checkpoint, so a
-    finished stage costs only its loading. Raises InputError, before anything is written, when a stage cannot run.
+    finished stage costs only its loading. Without a task every stage must bring a corpus, and nothing is measured.
+    Raises InputError, before anything is written, when a stage cannot run.
     """
     for stage in stages:
-        for split in ("train", "dev"):
-            if split in task.splits:
-                tokenised(task, split, tokenizer, stage.settings.max_length)
+        stage_data(stage, task, tokenizer)
+        if task is not None and "dev" in task.splits:
+            tokenised(task, "dev", tokenizer, stage.settings.max_length)
         training_arguments(stage, run.checkpoints(stage.name), False, report_to)
     run.begin()
     histories: dict[str, Any] = {}
     for stage in stages:
         set_seed(stage.settings.seed)
-        train = tokenised(task, "train", tokenizer, stage.settings.max_length)
-        dev = tokenised(task, "dev", tokenizer, stage.settings.max_length) if "dev" in task.splits else None
+        train, shards = stage_data(stage, task, tokenizer)
+        measured = task if task is not None and "dev" in task.splits and stage.corpus is None else None
+        dev = None if measured is None else tokenised(measured, "dev", tokenizer, stage.settings.max_length)
+        teacher = _cached_teacher(stage, train, tokenizer)
         folder = run.checkpoints(stage.name)
         trainer = DistillationTrainer(
             model,
             stage,
-            train,
+            train if teacher is None else train.add_column(ROW, np.arange(len(train))),
             dev,
             tokenizer,
             folder,
-            score=lambda logits, labels: mean_exit_score(task, logits, labels),
+            score=None if measured is None else partial(mean_exit_score, measured),
             callbacks=[TrainingProgress(stage.name)],
             report_to=report_to,
+            teacher=teacher,
+            shards=shards,
         )
         checkpoint = last_complete_checkpoint(folder) if PartialState().is_main_process else None
         PartialState().wait_for_everyone()
@@ -69,6 +79,27 @@ def run_stages(
             "global_step": trainer.state.global_step,
         }
     return histories
+
+
+def stage_data(
+    stage: Stage, task: Task | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Dataset, tuple[int, ...] | None]:
+    """A stage's tokenised rows, and the sizes of the shards of a corpus; other processes wait for the first."""
+    with PartialState().main_process_first():
+        if stage.corpus is not None:
+            corpus = load_corpus(stage.corpus, tokenizer, stage.settings.max_length)
+            return corpus.dataset, corpus.shard_rows
+        if stage.texts is not None:
+            return tokenise(stage.texts, tokenizer, stage.settings.max_length), None
+        assert task is not None
+        return tokenise(task.dataset("train"), tokenizer, stage.settings.max_length), None
+
+
+def _cached_teacher(stage: Stage, train: Dataset, tokenizer: PreTrainedTokenizerBase) -> Teacher | None:
+    request = stage.objective.teacher_request
+    if stage.teacher_cache is None or stage.teacher is None or request is None:
+        return None
+    return TeacherCache.prepare(stage.teacher_cache, stage.teacher, train, tokenizer, request)
 
 
 def tokenised(task: Task, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:

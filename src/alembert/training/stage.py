@@ -1,9 +1,11 @@
-"""A stage: an objective, the weights it moves, and how long."""
+"""A stage: an objective, the weights it moves, the data it reads, and how long."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from alembert.training.objective import Objective
@@ -19,7 +21,12 @@ class Stage:
         objective: what is minimised.
         settings: duration, optimiser, hardware.
         trainable: prefixes of the names of the parameters that move; None = all.
-        teacher: a separate teacher, for objectives with `teacher_features`.
+        teacher: a separate teacher, for objectives with a `teacher_request`.
+        teacher_cache: folder where the teacher's outputs are kept instead of computed in every epoch; None = none.
+        texts: rows to train on ("text", "text_pair", "labels") in place of the task's train split.
+        corpus: plain text to train on, a file or a folder, in place of any task.
+        perturbation: length of the step that the embeddings of each row are moved along the loss's gradient, before
+            the pass that counts (LRC-BERT, Eq. 7 and 8); None = not.
     """
 
     name: str
@@ -27,6 +34,10 @@ class Stage:
     settings: TrainingSettings
     trainable: tuple[str, ...] | None = None
     teacher: PreTrainedModel | None = None
+    teacher_cache: Path | None = None
+    texts: Dataset | None = None
+    corpus: str | None = None
+    perturbation: float | None = None
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Lets gradients into the trainable parameters only, and fixes a teacher for good."""

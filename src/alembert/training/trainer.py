@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ from alembert.common.errors import InputError
 from alembert.training.checkpoints import complete_checkpoints, mark_complete, remove_checkpoints
 from alembert.training.sampling import EpochSampler
 from alembert.training.stage import Stage
+from alembert.training.stage_model import StageModel
+from alembert.training.teachers import LiveTeacher, Teacher
 
 _KEPT = 2  # newest checkpoints kept, beside the best: the older one is there should the newer be damaged
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
+ROW = "row"  # column of row numbers, for teachers that look them up
 
 
 class DistillationTrainer(Trainer):  # type: ignore[misc]
@@ -47,6 +50,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         score: logits (rows, exits, labels) and labels to metrics; the first metric picks the best epoch.
         callbacks: further transformers callbacks.
         report_to: trackers, as in TrainingArguments.
+        teacher: where the teacher's features come from; None = from the stage's teacher, anew for each batch.
+        shards: rows per shard of a data set that is gone through shard by shard.
     """
 
     def __init__(
@@ -60,19 +65,21 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         score: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         report_to: list[str] | None = None,
+        teacher: Teacher | None = None,
+        shards: Sequence[int] | None = None,
     ) -> None:
         stage.prepare(model)
-        self.stage = stage
+        self.stage, self._shards = stage, shards
         self.objective = stage.objective
         self._terms: dict[str, Tensor] = {}
         self._term_batches = 0
         evaluates = eval_dataset is not None and stage.settings.evaluate_every_epoch
         pad = DataCollatorWithPadding(tokenizer)
         super().__init__(
-            model=model,
+            model=StageModel(model, stage.objective, teacher or _live_teacher(stage), stage.perturbation),
             args=training_arguments(stage, output_dir, evaluates, report_to),
             data_collator=lambda rows: pad(
-                [{key: row[key] for key in MODEL_INPUTS if key in row} for row in rows]
+                [{key: row[key] for key in (*MODEL_INPUTS, ROW) if key in row} for row in rows]
             ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset if evaluates else None,
@@ -87,9 +94,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(ProgressCallback)
         if stage.settings.early_stopping_patience is not None and evaluates:
             self.add_callback(EarlyStoppingCallback(stage.settings.early_stopping_patience))
-        if stage.teacher is not None:
+        if stage.teacher is not None and teacher is None:
             stage.teacher.to(self.args.device)
-        self.objective.to(self.args.device)
 
     def compute_loss(
         self,
@@ -98,17 +104,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        labels = inputs.get("labels")
-        features = {key: value for key, value in inputs.items() if key != "labels"}
-        teacher_output = None
-        if self.objective.teacher_features is not None and self.stage.teacher is not None:
-            with torch.no_grad():
-                teacher_output = self.stage.teacher(**features, **self.objective.teacher_features)
-        output = model(**features, **self.objective.student_features)
-        terms = self.objective(output, teacher_output, labels)
-        loss = torch.stack(list(terms.values())).sum()
-        if model.training:
-            self._record(terms)
+        output = model(**inputs)
+        loss = torch.stack(list(output["terms"].values())).sum()
+        self._record(output["terms"])
         return (loss, output) if return_outputs else loss
 
     def prediction_step(
@@ -116,10 +114,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, output = self.compute_loss(model, inputs, return_outputs=True)
-        if prediction_loss_only:
-            return loss, None, None
-        return loss.detach(), all_logits(output), inputs.get("labels")
+            return None, model(**inputs)["logits"], inputs.get("labels")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, _without_aliases(state_dict or self.model.state_dict()))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._term_batches:
@@ -129,6 +127,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             logs |= {f"terms/{name}": float(value) for name, value in zip(names, values, strict=True)}
             self._terms, self._term_batches = {}, 0
         super().log(logs, start_time)
+        snapshot = self.objective.snapshot() if "loss" in logs else None
+        if snapshot is not None:
+            # After the trackers have had their scalars: they cannot draw lists.
+            self.state.log_history[-1]["snapshot"] = snapshot
 
     def _record(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():
@@ -138,8 +140,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         settings = self.stage.settings
-        lengths = list(dataset["length"]) if settings.group_by_length else None
-        self.sampler = EpochSampler(len(dataset), settings.batch_size, settings.seed, lengths)
+        lengths: Any = None
+        if settings.group_by_length and self._shards is None:
+            lengths = list(dataset["length"])
+        elif settings.group_by_length:
+            lengths = lambda start, stop: dataset.select(range(start, stop))["length"]  # noqa: E731
+        self.sampler = EpochSampler(
+            len(dataset), settings.batch_size, settings.seed, lengths, shards=self._shards
+        )
         return self.sampler
 
 
@@ -172,12 +180,22 @@ class _SetEpoch(TrainerCallback):  # type: ignore[misc]
         self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
 
-def all_logits(output: Any) -> Tensor:
-    """Logits (rows, exits, labels): student exits in ascending order, the full model last."""
-    logits = output.logits.unsqueeze(0)
-    exits = getattr(output, "exit_logits", None)
-    stacked = logits if exits is None else torch.cat([exits, logits])
-    return stacked.transpose(0, 1).contiguous()
+def _live_teacher(stage: Stage) -> LiveTeacher | None:
+    request = stage.objective.teacher_request
+    return None if stage.teacher is None or request is None else LiveTeacher(stage.teacher, request)
+
+
+def _without_aliases(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor once: a masked language model's output weights are its embeddings, which safetensors refuses."""
+    known: set[tuple[int, int]] = set()
+    kept = {}
+    for name, tensor in state_dict.items():
+        place = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() and place in known:
+            continue
+        known.add(place)
+        kept[name] = tensor
+    return kept
 
 
 def training_arguments(
