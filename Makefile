@@ -14,7 +14,7 @@ demo: $(VENV)/.installed-demo
 
 test: lint types
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -22,9 +22,12 @@ from alembert.common.files import read_json, write_json
 from alembert.data import compute_metrics, load_task
 from alembert.data.metrics import bootstrap_interval
 from alembert.methods.distillation import distill
+from alembert.models.features import FeatureRequest
+from alembert.models.layered import LayeredEncoder
 from alembert.models.loading import classifier_facts, load_classifier, load_tokenizer
 from alembert.models.students import describe_student
 from alembert.training.runner import predict_logits, tokenised
+from alembert.training.teacher_cache import TeacherCache
 
 INTERMEDIATE = 0.6  # share of the epochs that goes to a stage before the predictions
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -96,6 +99,7 @@ def main() -> None:
     }
     results.setdefault("teacher", measure(arguments.teacher, task, arguments.max_length))
     results.setdefault("students", {})
+    prepare_cache(arguments, task)
     wanted = arguments.rows.split(";") if arguments.rows else list(ROWS)
     for seed in map(int, arguments.seeds.split(",")):
         for row in wanted:
@@ -110,6 +114,21 @@ def main() -> None:
             results["students"].setdefault(row, {})[str(seed)] = scores
             write_json(arguments.json, results)
             print(f"{row}, seed {seed}: {scores}", flush=True)
+
+
+def prepare_cache(arguments: argparse.Namespace, task: Any) -> None:
+    """Everything that any row reads of the teacher, in one pass over the texts instead of one a method."""
+    teacher, tokenizer = load_classifier(arguments.teacher), load_tokenizer(arguments.teacher)
+    layers = tuple(range(1, LayeredEncoder(teacher).num_layers + 1))
+    request = FeatureRequest(
+        hidden_states=(0, *layers),
+        attention_scores=layers,
+        queries=layers[-1:],
+        keys=layers[-1:],
+        values=layers[-1:],
+    )
+    train_rows = tokenised(task, "train", tokenizer, arguments.max_length)
+    TeacherCache.prepare(arguments.output / "teacher", teacher, train_rows, tokenizer, request)
 
 
 def train(

@@ -15,7 +15,18 @@ from rich.logging import RichHandler
 from alembert.common.errors import InputError
 
 _INTERRUPTED = 130
-COMMANDS = ("finetune", "augment", "distill", "evaluate", "predict", "info", "methods", "demo")
+COMMANDS = (
+    "finetune",
+    "augment",
+    "distill",
+    "search",
+    "ablate",
+    "evaluate",
+    "predict",
+    "info",
+    "methods",
+    "demo",
+)
 
 app = typer.Typer(
     name="alembert",

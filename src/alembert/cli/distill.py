@@ -73,8 +73,9 @@ def distill(
     from alembert.data import Task, load_task
     from alembert.methods.base import resolve
     from alembert.methods.distillation import distill as run_distill
+    from alembert.methods.distillation import general_method
     from alembert.methods.registry import find_method
-    from alembert.models.loading import classifier_facts
+    from alembert.models.loading import classifier_facts, load_classifier
 
     options = o.parse_assignments(set_, "--set")
     settings = o.training_settings(
@@ -85,8 +86,13 @@ def distill(
         seed=seed,
         training=training,
     )
+    chosen_stages = None if stages is None else [name.strip() for name in stages.split(",") if name.strip()]
     if "+" not in method:
-        resolve(find_method(method), preset, options, settings)
+        named = {} if chosen_stages is None else {"stages": tuple(chosen_stages)}
+        resolved, _ = resolve(find_method(method), preset, options | named, settings)
+        general_method(
+            find_method(method)(resolved), has_task=data is not None, has_corpus=corpus is not None
+        )
     row_seed = resolved_seed(settings)
     loaded, rows = None, None
     if data is not None:
@@ -107,13 +113,17 @@ def distill(
                 required_splits=required,
             )
 
+        try:
+            loaded = read(data, ("train",))
+        except InputError:
+            # A teacher that was never fine-tuned knows no labels: that is to be said, not that these are wrong.
+            load_classifier(teacher)
+            raise
         loaded = o.limit_rows(
-            read(data, ("train",)),
-            {"train": max_train_rows, "dev": max_dev_rows, "test": max_test_rows},
-            row_seed,
+            loaded, {"train": max_train_rows, "dev": max_dev_rows, "test": max_test_rows}, row_seed
         )
         if augmented is not None:
-            (rows,) = read(augmented, ()).splits.values()
+            rows = only_rows(read(augmented, ()), augmented)
     elif augmented is not None:
         raise InputError("--augmented goes with --data: it takes the place of the train split")
     run_distill(
@@ -125,7 +135,7 @@ def distill(
         preset=preset,
         options=options,
         settings=settings,
-        stages=None if stages is None else [name.strip() for name in stages.split(",") if name.strip()],
+        stages=chosen_stages,
         augmented=rows,
         corpus=corpus,
         teacher_cache=teacher_cache,
@@ -147,7 +157,7 @@ def report_layer_transport(output: Path) -> None:
     from accelerate import PartialState
 
     from alembert.common.errors import InputError
-    from alembert.methods.combination import STEPS
+    from alembert.training.run_directory import STEPS
     from alembert.reports.layer_transport import (
         layer_transport_history,
         plot_layer_transport,
@@ -164,6 +174,19 @@ def report_layer_transport(output: Path) -> None:
             plot_layer_transport(log.parent, log.parent / "layer_transport.png")
         except InputError as error:
             logging.getLogger("alembert").warning("No picture of the layers' transport: %s", error)
+
+
+def only_rows(augmented: Any, source: str) -> Any:
+    """The rows of an augmented file, read as a task. Raises InputError where there are several splits."""
+    from alembert.common.errors import InputError
+
+    if len(augmented.splits) > 1:
+        raise InputError(
+            f"--augmented {source}: holds the splits {', '.join(augmented.splits)}: give the one file of rows that "
+            "`alembert augment` wrote"
+        )
+    (rows,) = augmented.splits.values()
+    return rows
 
 
 def resolved_seed(settings: dict[str, Any]) -> int:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alembert.common.errors import InputError
 from alembert.losses.hidden import hidden_state_mse
 from alembert.losses.layer_transport import (
     attention_score_distances,
@@ -103,6 +104,11 @@ class BertEmdObjective(Objective):
         options: BertEmdOptions,
     ) -> None:
         super().__init__()
+        compared = options.attention or options.hidden or options.embedding
+        if not (compared or options.prediction or options.hard_weight):
+            raise InputError(
+                "attention, hidden, embedding and prediction are all off: nothing is left to learn from"
+            )
         self.options = options
         self.prediction = PredictionObjective(
             problem_type,

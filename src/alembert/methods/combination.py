@@ -9,11 +9,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from alembert.common.errors import InputError
-from alembert.methods.base import Method
+from alembert.methods.base import Method, resolve
 from alembert.methods.registry import find_method
+from alembert.methods.student_distillation import BILSTM
+from alembert.training.run_directory import STEPS, RunDirectory, previous_configuration
 from alembert.training.settings import TrainingSettings
-
-STEPS = "steps"
 
 
 def distill_in_turn(
@@ -48,22 +48,49 @@ def distill_in_turn(
     chosen_settings = _divide(
         classes, settings, lambda _: set(TrainingSettings.model_fields), "training setting"
     )
+    if not any(preset in method.presets for method in classes):
+        everything = sorted(set().union(*(method.presets for method in classes)))
+        raise InputError(
+            f"{'+'.join(methods)} has no preset {preset!r}: choose one of {', '.join(everything)}"
+        )
+    presets = {method: preset if preset in method.presets else "default" for method in classes}
+    for method in classes:
+        # Wrong values of a later method are refused before an earlier one has trained for hours.
+        resolve(method, presets[method], chosen_options[method.name], chosen_settings[method.name])
+    if options.get("student") == BILSTM:
+        raise InputError(
+            f"{'+'.join(methods)}: a BiLSTM has no layers that a further method could use: choose another student"
+        )
+    folders = [output_dir / STEPS / f"{step}-{method.name}" for step, method in enumerate(classes[:-1], 1)]
+    _check_output(output_dir, classes[-1].name, folders[-1], overwrite=more["overwrite"])
     source = teacher
-    for step, method in enumerate(classes, 1):
-        last = step == len(classes)
-        folder = output_dir if last else output_dir / STEPS / f"{step}-{method.name}"
+    for step, (method, folder) in enumerate(zip(classes, [*folders, output_dir], strict=True), 1):
         model = distill(
             method.name,
             source,
             task,
             folder,
-            preset=preset if preset in method.presets else "default",
+            preset=presets[method],
             options=chosen_options[method.name],
             settings=chosen_settings[method.name],
             **(more if step == 1 else more | {"teacher_cache": None}),
         )
         source = str(folder)
     return model
+
+
+def _check_output(output_dir: Path, method: str, source: Path, *, overwrite: bool) -> None:
+    """Raises InputError for a folder that the last step would refuse, before an earlier one has trained for hours."""
+    record = previous_configuration(output_dir)
+    if record is None:
+        RunDirectory(output_dir, {})
+    elif not overwrite and (
+        record.get("method") != method or Path(record["teacher"]).resolve() != source.resolve()
+    ):
+        raise InputError(
+            f"{output_dir} holds a run with another configuration (method: {record.get('method')!r} there, the last "
+            f"of several now): choose another --output, or pass --overwrite to replace it"
+        )
 
 
 def _divide(

@@ -52,6 +52,14 @@ class DistilBertOptions(StudentOptions):
     project: bool = False
 
 
+def check_weights(options: DistilBertOptions) -> None:
+    """Raises InputError when no term is left."""
+    if not (options.soft_weight or options.hard_weight or options.cosine_weight):
+        raise InputError(
+            "soft_weight, hard_weight and cosine_weight are all 0: nothing is left to learn from"
+        )
+
+
 class DistilBertObjective(Objective):
     """5 · L_soft + 2 · L_hard + 1 · L_cos on a task; the hard loss takes the masked words' place.
 
@@ -66,6 +74,7 @@ class DistilBertObjective(Objective):
         options: DistilBertOptions,
     ) -> None:
         super().__init__()
+        check_weights(options)
         self.prediction = PredictionObjective(
             problem_type,
             soft_weight=options.soft_weight,
@@ -97,6 +106,7 @@ class MaskedLanguageObjective(Objective):
         options: DistilBertOptions,
     ) -> None:
         super().__init__()
+        check_weights(options)
         if tokenizer.mask_token_id is None:
             raise InputError(
                 "the teacher's tokenizer has no mask token, which masked language modelling needs"

@@ -103,6 +103,7 @@ def distill(
             options=options,
             settings=settings or {},
             augmented=augmented,
+            corpus=corpus,
             teacher_cache=teacher_cache,
             overwrite=overwrite,
             resume=resume,
@@ -126,9 +127,7 @@ def distill(
     }
     if isinstance(method_options, StudentOptions) and method_options.student is not None:
         configuration["student_files"] = weights_fingerprint(method_options.student)
-    general = instance if isinstance(instance, StudentDistillation) and instance.is_general() else None
-    if (general is not None, general is not None) != (task is None, corpus is not None):
-        raise InputError(_missing_data(method_class, general is not None))
+    general = general_method(instance, has_task=task is not None, has_corpus=corpus is not None)
     if augmented is not None:
         configuration["augmented"] = {"rows": len(augmented), "sha256": rows_sha256(augmented)}
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -182,6 +181,19 @@ def distill(
         run.finish(model, tokenizer, metrics, histories, model_card(configuration, metrics))
     state.wait_for_everyone()
     return model
+
+
+def general_method(
+    method: Method[Any], *, has_task: bool, has_corpus: bool
+) -> StudentDistillation[Any] | None:
+    """The method where its chosen stages read plain text, else None.
+
+    Raises InputError when what they read is missing, or something else is there too.
+    """
+    general = method if isinstance(method, StudentDistillation) and method.is_general() else None
+    if (has_task, has_corpus) != (general is None, general is not None):
+        raise InputError(_missing_data(type(method), general is not None))
+    return general
 
 
 def load_for_general_stage(source: str, method: StudentDistillation[Any]) -> PreTrainedModel:

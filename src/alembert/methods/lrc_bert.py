@@ -46,7 +46,8 @@ class LrcBertOptions(StudentOptions):
         vectors: a layer's output as one vector: `flatten` its valid tokens, `cls`, their `mean`, or `tokens` one by
             one.
         temperature: τ of L_soft, which is not multiplied by τ².
-        hard_loss: `plain` cross-entropy, or against the labels `softened` by τ as printed (Eq. 5).
+        hard_loss: `plain` cross-entropy, or against the labels `softened` by τ as printed (Eq. 5), which only single
+            labels can be: other tasks have their plain loss either way.
     """
 
     contrastive_weight: float = Field(1.0, ge=0)
@@ -150,7 +151,8 @@ class LrcBertObjective(Objective):
     def _hard(self, student: Features, labels: Tensor) -> Tensor:
         assert student.logits is not None
         assert self.problem_type is not None
-        if self.options.hard_loss == "softened":
+        softened = self.options.hard_loss == "softened" and self.problem_type == "single_label_classification"
+        if softened:
             return softened_label_loss(student.logits, labels, self.problem_type, self.options.temperature)
         return task_loss(student.logits, labels, self.problem_type)
 

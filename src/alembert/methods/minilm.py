@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from alembert.common.errors import InputError
 from alembert.losses.attention import attention_divergence
 from alembert.losses.relation import relation_divergence
 from alembert.methods.base import Preset, Sources
@@ -80,6 +81,16 @@ class RelationDistillation(StudentDistillation[RelationOptionsT]):
         )
 
 
+def teacher_layer(options: RelationOptions, teacher_layers: int) -> int:
+    """The teacher's layer whose relations are learned. Raises InputError for one that the teacher does not have."""
+    layer = options.teacher_layer or teacher_layers
+    if layer > teacher_layers:
+        raise InputError(
+            f"teacher_layer={layer}, but the teacher has {teacher_layers} layers: choose one of 1 to {teacher_layers}"
+        )
+    return layer
+
+
 class MiniLmObjective(Objective):
     """L_AT + L_VR (MiniLM, Eq. 5–9). Raises InputError for depths or heads that cannot be compared."""
 
@@ -87,7 +98,7 @@ class MiniLmObjective(Objective):
         super().__init__()
         student_layers, teacher_layers = depths(student, teacher)
         check_equal_heads(student, teacher, "use --method minilm-v2, which splits heads anew")
-        self.student_layer, self.teacher_layer = student_layers, options.teacher_layer or teacher_layers
+        self.student_layer, self.teacher_layer = student_layers, teacher_layer(options, teacher_layers)
         own, other = (self.student_layer,), (self.teacher_layer,)
         self.student_request = FeatureRequest(attention_scores=own, values=own)
         self.teacher_request = FeatureRequest(attention_scores=other, values=other)

@@ -9,10 +9,11 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from alembert.common.errors import InputError
 from alembert.losses.relation import common_relation_heads, relation_divergence
 from alembert.methods.base import Preset
-from alembert.methods.minilm import RelationDistillation, RelationOptions
-from alembert.methods.student_distillation import depths, widths
+from alembert.methods.minilm import RelationDistillation, RelationOptions, teacher_layer
+from alembert.methods.student_distillation import TASK_PREDICTION, depths, widths
 from alembert.models.features import FeatureRequest, Features
 from alembert.training.objective import Objective
 
@@ -34,7 +35,8 @@ class MiniLmV2Options(RelationOptions):
 class MiniLmV2Objective(Objective):
     """α1 L_QQ + α2 L_KK + α3 L_VV (MiniLMv2, Eq. 3–5).
 
-    Raises InputError for depths, and for a number of relation heads that does not divide both widths.
+    Raises InputError for depths, a number of relation heads that does not divide both widths, and when no term is
+    left.
     """
 
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, options: MiniLmV2Options) -> None:
@@ -56,7 +58,12 @@ class MiniLmV2Objective(Objective):
             "keys": options.key_weight,
             "values": options.value_weight,
         }
-        self.student_layer, self.teacher_layer = student_layers, options.teacher_layer or teacher_layers
+        if not any(self.weights.values()):
+            raise InputError(
+                "query_weight, key_weight and value_weight are all 0: leave the intermediate stage out with "
+                f"--stages {TASK_PREDICTION}"
+            )
+        self.student_layer, self.teacher_layer = student_layers, teacher_layer(options, teacher_layers)
         self.student_request = FeatureRequest(**dict.fromkeys(self.weights, (self.student_layer,)))
         self.teacher_request = FeatureRequest(**dict.fromkeys(self.weights, (self.teacher_layer,)))
 

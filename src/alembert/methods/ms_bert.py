@@ -165,7 +165,7 @@ class MsBert(SelfDistillation[MsBertOptions]):
             )
             assert sources.task is not None
             heads = LayerHeadsObjective(sources.task.problem_type)
-            stages.insert(0, Stage("layer-heads", heads, whole, ("layer_heads.",)))
+            stages.insert(0, Stage("layer-heads", heads, whole, ("layer_heads.",), texts=sources.augmented))
         return stages
 
     def finish(self, model: PreTrainedModel) -> None:

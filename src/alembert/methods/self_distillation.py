@@ -116,4 +116,4 @@ class SelfDistillation(Method[ExitOptionsT]):
         assert isinstance(model, MultiExitModel)
         assert sources.task is not None
         objective = self.objective(model, sources.task)
-        return [Stage("self-distillation", objective, settings, self.trainable)]
+        return [Stage("self-distillation", objective, settings, self.trainable, texts=sources.augmented)]

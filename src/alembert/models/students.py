@@ -298,6 +298,7 @@ def _stock(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def looks_like_shape(student: str) -> bool:
+    """Whether a student's name is a shape, well written or not; an existing file or folder only with such a name."""
     # A mistyped shape such as "4x" is no hub id that anybody means.
     if Path(student).exists():
         return _SHAPE.fullmatch(student) is not None
@@ -305,6 +306,7 @@ def looks_like_shape(student: str) -> bool:
 
 
 def has_weights(source: str) -> bool:
+    """Whether a student comes with weights; of a hub id that is taken for granted."""
     path = Path(source)
     if not path.exists():
         return True  # a hub id

@@ -24,8 +24,8 @@ from alembert.reports.figures import (
 
 KINDS = ("attention", "hidden")
 _NAMES = {"attention": "attention", "hidden": "hidden states"}
-# Of the colours' range on either side of even, so that rounding does not look like a difference.
-_LEAST_DEVIATION = 0.01
+# The colours reach at least this far from even, as a part of it: rounding is not to look like a difference.
+_LEAST_DEVIATION = 0.02
 _MOST_LAYER_TICKS = 13
 _GRID = "#D0D0D0"
 
@@ -191,7 +191,7 @@ def _draw_weights(area: Any, weights: Mapping[str, LayerTransport], side: str) -
         for name, series in weights.items()
     }
     even = 100 / next(iter(shares.values())).shape[1]
-    deviation = max(100 * _LEAST_DEVIATION, *(float(abs(share - even).max()) for share in shares.values()))
+    deviation = max(_LEAST_DEVIATION * even, *(float(abs(share - even).max()) for share in shares.values()))
     image = None
     for panel, (name, share) in zip(panels, shares.items(), strict=True):
         layers = share.shape[1]
@@ -201,7 +201,7 @@ def _draw_weights(area: Any, weights: Mapping[str, LayerTransport], side: str) -
         )  # fmt: skip
         panel.set_title(f"{name}: {side}'s weights (white: even, {even:.3g}%)", fontsize=10)
         panel.set_xlabel("training step")
-        panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.set_ylabel(f"{side} layer")
         panel.set_yticks(_layer_ticks(layers))
@@ -216,6 +216,6 @@ def _layer_ticks(layers: int) -> list[int]:
 
 def _edges(steps: list[int]) -> Any:
     """Borders (S + 1,) of the columns that stand for S steps, half-way between neighbours."""
-    inner = [(left + right) / 2 for left, right in pairwise(steps)]
-    first, last = (inner[0], inner[-1]) if inner else (steps[0] + 0.5, steps[0] - 0.5)
-    return np.array([2 * steps[0] - first, *inner, 2 * steps[-1] - last])
+    return np.array(
+        [steps[0] - 0.5, *((left + right) / 2 for left, right in pairwise(steps)), steps[-1] + 0.5]
+    )

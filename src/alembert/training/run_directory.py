@@ -18,6 +18,8 @@ FINISHED = "alembert.json"
 IN_PROGRESS = "in_progress.json"
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation"
+STEPS = "steps"
+"""Runs that this one builds on, where methods are run in turn."""
 _STAGING = ".finishing"
 
 
@@ -41,7 +43,7 @@ class RunDirectory:
         self.path = Path(path).resolve()
         self.configuration = configuration
         self._main_process = main_process
-        previous = self._previous()
+        previous = previous_configuration(self.path)
         occupied = self.path.exists() and (not self.path.is_dir() or _has_content(self.path))
         if occupied and previous is None:
             raise InputError(f"{self.path} exists and is no run of Alembert: choose another --output")
@@ -122,13 +124,15 @@ class RunDirectory:
             shutil.rmtree(self.path / leftover, ignore_errors=True)
         (self.path / IN_PROGRESS).unlink(missing_ok=True)
 
-    def _previous(self) -> dict[str, Any] | None:
-        previous: dict[str, Any] | None = None
-        if (self.path / FINISHED).exists():
-            previous = read_json(self.path / FINISHED)["configuration"]
-        elif (self.path / IN_PROGRESS).exists():
-            previous = read_json(self.path / IN_PROGRESS)
-        return previous
+
+def previous_configuration(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the run in a folder, finished or not; None where there is none."""
+    previous: dict[str, Any] | None = None
+    if (folder / FINISHED).exists():
+        previous = read_json(folder / FINISHED)["configuration"]
+    elif (folder / IN_PROGRESS).exists():
+        previous = read_json(folder / IN_PROGRESS)
+    return previous
 
 
 def versions() -> dict[str, str]:
@@ -141,7 +145,7 @@ def versions() -> dict[str, str]:
 
 def _has_content(folder: Path) -> bool:
     # A process killed while it wrote its first file leaves a hidden temporary one behind.
-    return any(not entry.name.startswith(".") for entry in folder.iterdir())
+    return any(not entry.name.startswith(".") and entry.name != STEPS for entry in folder.iterdir())
 
 
 def _differences(previous: dict[str, Any], configuration: dict[str, Any], prefix: str = "") -> list[str]:

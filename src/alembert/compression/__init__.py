@@ -1,0 +1,1 @@
+"""Many distillations in one command: hyper-parameter search and ablations."""
