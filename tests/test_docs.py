@@ -81,7 +81,7 @@ def test_options_table_is_complete_and_right(page: Path) -> None:
 def test_presets_table_is_complete_and_right(page: Path) -> None:
     method = METHODS[page.stem]
     settings_of: dict[str, dict[str, Any]] = {}
-    for preset in ("default", "paper", "code"):
+    for preset in method.presets:
         options, settings = resolve(method, preset, {}, {})
         settings_of[preset] = options.model_dump() | settings.model_dump()
     documented = _table(page, "Presets")
@@ -130,9 +130,15 @@ def test_commands_use_flags_that_exist(page: Path) -> None:
         used = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert used <= flags | {"--help"}, f"{page.name}: {command}: no {used - flags}"
         if "--method" in words:
-            options = METHODS[words[words.index("--method") + 1]].options_class.model_fields
+            methods = words[words.index("--method") + 1].split("+")
+            options = {
+                name
+                for method in methods
+                for option in METHODS[method].options_class.model_fields
+                for name in (option, f"{method}.{option}")
+            }
             chosen = {value.partition("=")[0] for flag, value in pairwise(words) if flag == "--set"}
-            assert chosen <= options.keys(), f"{page.name}: {command}: no option {chosen - options.keys()}"
+            assert chosen <= options, f"{page.name}: {command}: no option {chosen - options}"
 
 
 def test_readme_shows_commands() -> None:

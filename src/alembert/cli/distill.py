@@ -157,12 +157,12 @@ def report_layer_transport(output: Path) -> None:
     from accelerate import PartialState
 
     from alembert.common.errors import InputError
-    from alembert.training.run_directory import STEPS
     from alembert.reports.layer_transport import (
         layer_transport_history,
         plot_layer_transport,
         write_layer_transport,
     )
+    from alembert.training.run_directory import STEPS
 
     if not PartialState().is_main_process:
         return

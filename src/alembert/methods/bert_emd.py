@@ -185,7 +185,7 @@ class BertEmdObjective(Objective):
         """The flow of each kind of feature under the present weights, which are brought up to date afterwards."""
         costs = {kind: mean_over_processes(distance.detach().float()) for kind, distance in distances.items()}
         flows = {kind: layer_flow(cost, *self._weights(kind).both()) for kind, cost in costs.items()}
-        if self.options.cost_attention:
+        if flows and self.options.cost_attention:
             updated = {kind: self._updated(kind, flows[kind], costs[kind]) for kind in flows}
             if not self.options.separate:
                 mean = [torch.stack(side).mean(dim=0) for side in zip(*updated.values(), strict=True)]

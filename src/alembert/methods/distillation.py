@@ -128,6 +128,8 @@ def distill(
     if isinstance(method_options, StudentOptions) and method_options.student is not None:
         configuration["student_files"] = weights_fingerprint(method_options.student)
     general = general_method(instance, has_task=task is not None, has_corpus=corpus is not None)
+    if general and (teacher_cache is not None or augmented is not None):
+        raise InputError("a stage on plain text has no teacher cache and no augmented rows: leave them out")
     if augmented is not None:
         configuration["augmented"] = {"rows": len(augmented), "sha256": rows_sha256(augmented)}
     state = PartialState(cpu=not torch.cuda.is_available())

@@ -1,4 +1,4 @@
-"""MS-BERT (Shen et al., CollaborateCom 2021): every exit learns from all layers, weighted by transport distance."""
+"""MS-BERT (Huang et al., CollaborateCom 2021): every exit learns from all layers, weighted by transport distance."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class MsBert(SelfDistillation[MsBertOptions]):
     """Frozen backbone, spliced exits, targets mixed from all layers by transport distance."""
 
     name = "ms-bert"
-    paper = "Shen et al., MS-BERT: a Multi-layer Self-distillation Approach for BERT Compression, CollaborateCom 2021"
+    paper = "Huang et al., MS-BERT: a Multi-layer Self-distillation Approach for BERT Compression, CollaborateCom 2021"
     options_class = MsBertOptions
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 5, "learning_rate": 1e-3}),

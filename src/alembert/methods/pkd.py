@@ -29,7 +29,7 @@ class PkdOptions(StudentOptions):
         temperature: T of the soft term, which is multiplied by T².
         patient_weight: β of Eq. 8.
         normalise: whether the states are scaled to length 1 first, as in Eq. 7.
-        reduction: of Eq. 7 over the width: the `sum` as printed, or the `mean` as in the published code.
+        reduction: of Eq. 7 over layers and width: the `sum` as printed, or the `mean` as in the published code.
         project: whether a learnable map brings the student's states to the teacher's width where the two differ.
     """
 
@@ -83,7 +83,8 @@ class PkdObjective(Objective):
             (self._state(student.hidden_states[m][:, 0], m), teacher.hidden_states[g][:, 0])
             for m, g in self.pairs
         ]
-        patient = torch.stack([self._distance(own, target) for own, target in states]).sum()
+        distances = torch.stack([self._distance(own, target) for own, target in states])
+        patient = distances.sum() if self.options.reduction == "sum" else distances.mean()
         return terms | {"patient": self.options.patient_weight * patient}
 
     def _state(self, vectors: Tensor, layer: int) -> Tensor:

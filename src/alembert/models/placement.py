@@ -1,4 +1,4 @@
-"""Where exits stand: MS-BERT's splicing strategies (Shen et al., CollaborateCom 2021, Fig. 2)."""
+"""Where exits stand: MS-BERT's splicing strategies (Huang et al., CollaborateCom 2021, Fig. 2)."""
 
 from __future__ import annotations
 

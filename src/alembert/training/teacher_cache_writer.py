@@ -75,6 +75,7 @@ class Preparation:
         self.pad = DataCollatorWithPadding(tokenizer)
 
     def run(self, batch_size: int, budget_bytes: int | None, description: str) -> None:
+        """Writes what is missing; raises InputError when it does not fit the disk or the budget."""
         with _on_training_device(self.model):
             shapes = self._shapes()
             written = {name: shape for name, shape in shapes.items() if shape is not None}
