@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig, BertForMaskedLM, set_seed
 
 from alembert.cli.app import run
 from alembert.models.loading import load_classifier, load_tokenizer
@@ -36,6 +37,7 @@ METHODS: dict[str, list[str]] = {
     "minilm-v2": ["--student", "2x16", *INTERMEDIATE],
 }
 NEGATIVES = "lrc-bert-negatives"
+GENERAL, MASKED = "tinybert-general", "distilbert-general"
 
 PROGRAM = """
 import hashlib, json, os, sys
@@ -50,7 +52,7 @@ trained, original = [], distillation.run_stages
 
 def run_stages(model, stages, *arguments):
     result = original(model, stages, *arguments)
-    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values()))
+    digest = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in model.state_dict().values()))
     objectives = [{key: value.tolist() for key, value in stage.objective.state_dict().items()} for stage in stages]
     trained.append({"student": digest.hexdigest(), "objectives": objectives})
     return result
@@ -83,10 +85,26 @@ def steady(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
     """The teacher, from whose configuration students take their dropout, without any."""
     folder = tmp_path_factory.mktemp("steady") / "teacher"
     shutil.copytree(teacher, folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = read(folder / "config.json")
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="module")
+def masked_lm(tmp_path_factory: pytest.TempPathFactory, steady: Path) -> Path:
+    folder = tmp_path_factory.mktemp("masked-lm")
+    set_seed(2)
+    BertForMaskedLM(BertConfig.from_pretrained(steady)).save_pretrained(folder)
+    load_tokenizer(str(steady)).save_pretrained(folder)
+    return folder
+
+
+def general_command(name: str, teacher: Path, corpus: Path, output: Path) -> list[str]:
+    paths = ["--teacher", str(teacher), "--corpus", str(corpus), "--output", str(output)]
+    options = ["--stages", "general", "--student", "2x16"]
+    options += ["--set", "project=true"] if name == MASKED else []
+    return ["distill", "--method", name.removesuffix("-general"), *paths, *SIZES, *options]
 
 
 def command(name: str, teacher: Path, data: Path, output: Path, *more: str) -> list[str]:
@@ -96,15 +114,19 @@ def command(name: str, teacher: Path, data: Path, output: Path, *more: str) -> l
     return ["distill", "--method", method, *paths, *SIZES, *options, *more]
 
 
+def read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def log(output: Path) -> dict[str, list[dict[str, Any]]]:
-    state = json.loads((output / "trainer_state.json").read_text())
+    state = read(output / "trainer_state.json")
     return {
         stage: [entry for entry in history["log_history"] if "loss" in entry]
         for stage, history in state.items()
     }
 
 
-def assert_same_students(ones: Path, others: Path) -> None:
+def assert_same_weights(ones: Path, others: Path) -> None:
     for stage, entries in log(ones).items():
         for one, other in zip(entries, log(others)[stage], strict=True):
             names = [name for name in one if name == "loss" or name.startswith("terms/")]
@@ -119,6 +141,10 @@ def assert_same_students(ones: Path, others: Path) -> None:
             torch.testing.assert_close(
                 weight, second[key], rtol=0, atol=1e-3, msg=lambda text, key=key: f"{key}: {text}"
             )
+
+
+def assert_same_students(ones: Path, others: Path) -> None:
+    assert_same_weights(ones, others)
     tokenizer = load_tokenizer(str(ones))
     texts = tokenizer(
         ["we saw the goal", "rain again", "it was the bread"], padding=True, return_tensors="pt"
@@ -128,12 +154,18 @@ def assert_same_students(ones: Path, others: Path) -> None:
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=2e-3)
 
 
-def test_two_processes_teach_what_one_does(steady: Path, data: Path, tmp_path: Path) -> None:
-    names = [*METHODS, NEGATIVES]
+def test_two_processes_teach_what_one_does(steady: Path, masked_lm: Path, data: Path, tmp_path: Path) -> None:
+    names, two = [*METHODS, NEGATIVES], tmp_path / "two"
+    corpus = tmp_path / "corpus.txt"
+    rows = (data / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    corpus.write_text("\n".join(row.split("\t")[1] for row in rows) + "\n", encoding="utf-8")
+    commands = [command(name, steady, data, two / name) for name in names]
+    commands += [
+        general_command(GENERAL, steady, corpus, two / GENERAL),
+        general_command(MASKED, masked_lm, corpus, two / MASKED),
+    ]
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    (tmp_path / "commands.json").write_text(
-        json.dumps([command(name, steady, data, tmp_path / "two" / name) for name in names]), encoding="utf-8"
-    )
+    (tmp_path / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
         [*launcher, str(tmp_path / "program.py"), str(tmp_path / "commands.json"), str(tmp_path)],
@@ -143,22 +175,26 @@ def test_two_processes_teach_what_one_does(steady: Path, data: Path, tmp_path: P
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    ranks = [read(tmp_path / f"rank-{rank}.json") for rank in (0, 1)]
     # Students, projections and layer weights are equal in both processes, to the last bit.
+    assert len(ranks[0]) == len(commands)
     assert ranks[0] == ranks[1]
     (weights,) = ranks[0][names.index("bert-emd")]["objectives"]
     assert weights["weights.attention.student"] != pytest.approx([0.5, 0.5], abs=1e-4)
     assert sum(weights["weights.hidden.teacher"]) == pytest.approx(1)
-    assert np.isfinite(
-        [entry["loss"] for entry in log(tmp_path / "two" / NEGATIVES)["task-prediction"]]
-    ).all()
+    assert np.isfinite([entry["loss"] for entry in log(two / NEGATIVES)["task-prediction"]]).all()
     assert not list(tmp_path.glob("two/*/checkpoints"))
 
     for name in METHODS:
         assert run(command(name, steady, data, tmp_path / "one" / name)) == 0
-        assert_same_students(tmp_path / "two" / name, tmp_path / "one" / name)
-    (one,), (two,) = (log(tmp_path / count / "bert-emd").values() for count in ("one", "two"))
-    for first, second in zip(one, two, strict=True):
+        assert_same_students(two / name, tmp_path / "one" / name)
+    assert run(general_command(GENERAL, steady, corpus, tmp_path / "one" / GENERAL)) == 0
+    assert_same_weights(two / GENERAL, tmp_path / "one" / GENERAL)
+    assert set(read(two / MASKED / "metrics.json")["terms"]["general"]) == {
+        "loss", "terms/soft", "terms/masked_words", "terms/cosine",
+    }  # fmt: skip
+    logs = [log(tmp_path / count / "bert-emd")["task"] for count in ("one", "two")]
+    for first, second in zip(*logs, strict=True):
         for kind in ("attention", "hidden"):
             for key in ("flow", "student_weights", "teacher_weights"):
                 np.testing.assert_allclose(

@@ -25,7 +25,10 @@ from alembert.models.loading import load_any, load_classifier, load_encoder, loa
 from alembert.training.stage_model import StageModel
 from alembert.training.teachers import LiveTeacher
 
-SIZES = ["--epochs", "2", "--batch-size", "8", "--learning-rate", "5e-3", "--max-length", "32"]
+SIZES = [
+    "--epochs", "2", "--batch-size", "8", "--learning-rate", "5e-3", "--max-length", "32",
+    "--training", "bf16=false",
+]  # fmt: skip
 SHORT = ["--epochs", "1", "--batch-size", "32", "--learning-rate", "2e-3", "--max-length", "32"]
 INTERMEDIATE = ["--set", "intermediate_epochs=2", "--set", "intermediate_learning_rate=5e-3"]
 METHODS: dict[str, list[str]] = {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from alembert.cli import options as o
+from alembert.cli.distillation_data import load_distillation_data
 from alembert.cli.finetune import print_run
 
 
@@ -70,12 +71,10 @@ def distill(
     """Distils a fine-tuned classifier into one that is cheaper to run."""
     o.quiet_libraries()
     from alembert.common.errors import InputError
-    from alembert.data import Task, load_task
     from alembert.methods.base import resolve
     from alembert.methods.distillation import distill as run_distill
     from alembert.methods.distillation import general_method
     from alembert.methods.registry import find_method
-    from alembert.models.loading import classifier_facts, load_classifier
 
     options = o.parse_assignments(set_, "--set")
     settings = o.training_settings(
@@ -93,37 +92,22 @@ def distill(
         general_method(
             find_method(method)(resolved), has_task=data is not None, has_corpus=corpus is not None
         )
-    row_seed = resolved_seed(settings)
     loaded, rows = None, None
     if data is not None:
-        facts = classifier_facts(teacher)
-
-        def read(source: str, required: tuple[str, ...]) -> Task:
-            return load_task(
-                source,
-                preset=task,
-                text_column=text_column,
-                text_pair_column=text_pair_column,
-                label_column=label_column,
-                problem_type=problem_type or facts.problem_type,
-                label_names=facts.label_names,
-                label_separator=label_separator,
-                label_type=label_type,
-                seed=row_seed,
-                required_splits=required,
-            )
-
-        try:
-            loaded = read(data, ("train",))
-        except InputError:
-            # A teacher that was never fine-tuned knows no labels: that is to be said, not that these are wrong.
-            load_classifier(teacher)
-            raise
-        loaded = o.limit_rows(
-            loaded, {"train": max_train_rows, "dev": max_dev_rows, "test": max_test_rows}, row_seed
+        loaded, rows = load_distillation_data(
+            data,
+            teacher,
+            augmented,
+            settings,
+            {"train": max_train_rows, "dev": max_dev_rows, "test": max_test_rows},
+            problem_type=problem_type,
+            preset=task,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            label_separator=label_separator,
+            label_type=label_type,
         )
-        if augmented is not None:
-            rows = only_rows(read(augmented, ()), augmented)
     elif augmented is not None:
         raise InputError("--augmented goes with --data: it takes the place of the train split")
     run_distill(
@@ -174,23 +158,3 @@ def report_layer_transport(output: Path) -> None:
             plot_layer_transport(log.parent, log.parent / "layer_transport.png")
         except InputError as error:
             logging.getLogger("alembert").warning("No picture of the layers' transport: %s", error)
-
-
-def only_rows(augmented: Any, source: str) -> Any:
-    """The rows of an augmented file, read as a task. Raises InputError where there are several splits."""
-    from alembert.common.errors import InputError
-
-    if len(augmented.splits) > 1:
-        raise InputError(
-            f"--augmented {source}: holds the splits {', '.join(augmented.splits)}: give the one file of rows that "
-            "`alembert augment` wrote"
-        )
-    (rows,) = augmented.splits.values()
-    return rows
-
-
-def resolved_seed(settings: dict[str, Any]) -> int:
-    """The seed that a run will have: the one given, else the training settings' default."""
-    from alembert.training.settings import TrainingSettings
-
-    return int(settings.get("seed", TrainingSettings.model_fields["seed"].default))
