@@ -153,6 +153,7 @@ def train(arguments: argparse.Namespace) -> None:
     model = AutoModelForMaskedLM.from_pretrained(
         arguments.model,
         use_safetensors=True,
+        trust_remote_code=False,
         dtype=torch.float32,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,

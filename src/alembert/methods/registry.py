@@ -14,6 +14,7 @@ from alembert.methods.lrc_bert import LrcBert
 from alembert.methods.minilm import MiniLm
 from alembert.methods.minilm_v2 import MiniLmV2
 from alembert.methods.ms_bert import MsBert
+from alembert.methods.pabee import Pabee
 from alembert.methods.pkd import Pkd
 from alembert.methods.tinybert import TinyBert
 
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method[Any]]] = {
     for method in (
         FastBert,
         MsBert,
+        Pabee,
         Kd,
         TinyBert,
         BertEmd,

@@ -92,12 +92,16 @@ ExitOptionsT = TypeVar("ExitOptionsT", bound=ExitOptions)
 
 
 class SelfDistillation(Method[ExitOptionsT]):
-    """Stage B: backbone and final head are frozen, student exits learn from them."""
+    """Stage B: backbone and final head are frozen, student exits learn from them.
 
-    trainable: ClassVar[tuple[str, ...]] = ("exit_heads.", "learned_exit.")
+    Attributes:
+        trainable: prefixes of the names of the parameters that move; None = all.
+    """
+
+    trainable: ClassVar[tuple[str, ...] | None] = ("exit_heads.", "learned_exit.")
 
     @abstractmethod
-    def objective(self, model: MultiExitModel, task: Task) -> SelfDistillationObjective:
+    def objective(self, model: MultiExitModel, task: Task) -> Objective:
         """The objective of the exits."""
 
     def build_model(self, sources: Sources) -> MultiExitModel:

@@ -205,7 +205,8 @@ def _draw_weights(area: Any, weights: Mapping[str, LayerTransport], side: str) -
         panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.set_ylabel(f"{side} layer")
         panel.set_yticks(_layer_ticks(layers))
-    area.colorbar(image, ax=list(panels), label="weight (%)", pad=0.02)
+    scale = area.colorbar(image, ax=list(panels), label="weight (%)", pad=0.02)
+    scale.ax.set_ylim(max(0.0, even - deviation), even + deviation)
 
 
 def _layer_ticks(layers: int) -> list[int]:

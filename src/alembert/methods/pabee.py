@@ -1,0 +1,94 @@
+"""PABEE (Zhou et al., NeurIPS 2020): backbone and exits are trained together on the labels."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from alembert.data.task import Task
+from alembert.losses.prediction import distillation_divergence, task_loss
+from alembert.methods.base import Preset
+from alembert.methods.self_distillation import ExitOptions, SelfDistillation, mistake_loss
+from alembert.models.features import Features
+from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
+from alembert.training.objective import Objective
+
+
+class PabeeOptions(ExitOptions):
+    """Options of PABEE beyond those of every method with exits.
+
+    Attributes:
+        exit_weights: of the exits' losses: `depth` (the layer's number, as printed: deep exits weigh more) or
+            `uniform`. They are divided by their sum, the full model's included.
+        exit_head: `linear` as printed.
+        kl: direction of the self-distillation's divergence.
+        self_distillation: weight of each exit's divergence from the full model's answer, beside the labels; 0 = none,
+            as printed.
+    """
+
+    exit_head: Literal["fastbert", "pooled", "linear"] = "linear"
+    kl: Literal["student||teacher", "teacher||student", "symmetric"] = "teacher||student"
+    exit_weights: Literal["depth", "uniform"] = "depth"
+    self_distillation: float = Field(1.0, ge=0)
+
+
+class PabeeObjective(Objective):
+    """Σ_j j L_j / Σ_j j over the exits, the full model's included (PABEE, Eq. 5)."""
+
+    def __init__(
+        self, exits: tuple[int, ...], num_layers: int, problem_type: str, options: PabeeOptions
+    ) -> None:
+        super().__init__()
+        self.layers, self.problem_type, self.options = (*exits, num_layers), problem_type, options
+        weights = [layer if options.exit_weights == "depth" else 1 for layer in self.layers]
+        self.weights = [weight / sum(weights) for weight in weights]
+
+    def forward(
+        self, student: Features, teacher: Features | None, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        output: MultiExitOutput = student.output
+        assert labels is not None and output.logits is not None
+        exit_logits = [] if output.exit_logits is None else list(output.exit_logits)
+        terms = {
+            f"exit_{layer}": weight * task_loss(logits, labels, self.problem_type)
+            for layer, weight, logits in zip(
+                self.layers, self.weights, [*exit_logits, output.logits], strict=True
+            )
+        }
+        if self.options.self_distillation:
+            for layer, weight, logits in zip(self.layers, self.weights, exit_logits, strict=False):
+                divergence = distillation_divergence(
+                    logits,
+                    output.logits.detach(),
+                    self.problem_type,
+                    direction=self.options.kl,
+                    temperature=self.options.temperature,
+                )
+                terms[f"self_distillation_{layer}"] = self.options.self_distillation * weight * divergence
+        if output.mistake_logits is not None:
+            assert output.exit_logits is not None
+            terms["learned_exit"] = mistake_loss(
+                output.mistake_logits, output.exit_logits, output.logits, self.problem_type
+            )
+        return terms
+
+
+class Pabee(SelfDistillation[PabeeOptions]):
+    """The teacher's backbone goes on learning, so that its early layers come to serve their exits."""
+
+    name = "pabee"
+    paper = "Zhou et al., BERT Loses Patience: Fast and Robust Inference with Early Exit, NeurIPS 2020"
+    options_class = PabeeOptions
+    trainable = None
+    presets: ClassVar[dict[str, Preset]] = {
+        "default": Preset(settings={"epochs": 3, "learning_rate": 5e-5}),
+        "paper": Preset(
+            options={"placement": "all", "self_distillation": 0.0},
+            settings={"epochs": 5, "learning_rate": 2e-5, "batch_size": 32},
+        ),
+    }
+
+    def objective(self, model: MultiExitModel, task: Task) -> PabeeObjective:
+        return PabeeObjective(model.exit_layers, model.num_layers, task.problem_type, self.options)
