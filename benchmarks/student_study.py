@@ -32,6 +32,7 @@ from alembert.training.teacher_cache import TeacherCache
 INTERMEDIATE = 0.6  # share of the epochs that goes to a stage before the predictions
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "labels alone": ("kd", {"hard_weight": 1.0}),
+    "labels alone, slower": ("kd", {"hard_weight": 1.0}),
     "kd": ("kd", {}),
     "distilbert": ("distilbert", {"project": True}),
     "pkd": ("pkd", {"project": True}),
@@ -43,7 +44,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "labels alone, no general stage": ("kd", {"hard_weight": 1.0}),
     "tinybert, no general stage": ("tinybert", {}),
 }
-"""Method and options by row."""
+"""Method and options by row; a slower one has a third of the learning rate."""
 
 
 def main() -> None:
@@ -136,6 +137,7 @@ def train(
 ) -> None:
     method, options = ROWS[row]
     options, epochs = dict(options), arguments.epochs
+    learning_rate = arguments.learning_rate / 3 if "slower" in row else arguments.learning_rate
     student = arguments.shape if "no general" in row else arguments.student
     if arguments.initialise and student == arguments.student:
         options["initialise"] = arguments.initialise
@@ -157,7 +159,7 @@ def train(
         options=options,
         settings={
             "epochs": epochs,
-            "learning_rate": arguments.learning_rate,
+            "learning_rate": learning_rate,
             "batch_size": arguments.batch_size,
             "max_length": arguments.max_length,
             "seed": seed,

@@ -35,7 +35,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from alembert.common.errors import InputError
 from alembert.common.files import write_json
@@ -43,6 +42,7 @@ from alembert.data import iterate_texts
 from alembert.data.augmentation.predictions import logits_at
 from alembert.models.layered import LayeredEncoder
 from alembert.models.loading import load_tokenizer
+from alembert.training.checkpoints import last_complete_checkpoint, mark_complete
 from alembert.training.settings import bf16_pays
 
 HELD_OUT_BLOCKS = 128
@@ -62,6 +62,11 @@ class PrintLoss(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if "loss" in logs:
             print(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.3f}", flush=True)
+
+
+class MarkCheckpoints(TrainerCallback):  # type: ignore[misc]
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def text_blocks(
@@ -192,11 +197,11 @@ def train(arguments: argparse.Namespace) -> None:
         ),
         train_dataset=training,
         data_collator=collator,
-        callbacks=[PrintLoss()],
+        callbacks=[PrintLoss(), MarkCheckpoints()],
     )
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = last_complete_checkpoint(checkpoints)
     set_seed(arguments.seed)
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     after = accuracy(model, held_out, evaluation, arguments.batch_size)
     print(f"accuracy after: {after:.4f}", flush=True)
 
@@ -204,10 +209,10 @@ def train(arguments: argparse.Namespace) -> None:
     model.save_pretrained(whole)
     tokenizer.save_pretrained(whole)
     configuration = {
-        name: [str(file) for file in value] if name == "corpus" else value
+        name: [file.name for file in value] if name == "corpus" else value
         for name, value in vars(arguments).items()
         if name != "output"
-    }
+    } | {"model": Path(arguments.model).name}
     results = {"accuracy_before": before, "accuracy_after": after, "held_out_blocks": HELD_OUT_BLOCKS}
     write_json(whole / "masked_lm.json", {"configuration": configuration, **results})
     whole.replace(output)

@@ -65,7 +65,7 @@ def test_divergences_equal_torch_distributions(direction: str, temperature: floa
         kl_divergence(student, teacher, direction, temperature), expected.mean(), msg="mean over leading dims"
     )
 
-    expected = temperature**2 * _reference(direction, *(Bernoulli(logits=x) for x in scaled)).sum(-1)
+    expected = temperature**2 * _reference(direction, *(Bernoulli(logits=x) for x in scaled)).mean(-1)
     torch.testing.assert_close(bernoulli_kl_divergence(student, teacher, **options), expected)
 
 
@@ -288,7 +288,7 @@ def test_ms_bert_loss_is_the_divergence_from_each_exits_own_target() -> None:
 def test_ms_bert_loss_for_several_labels_and_regression() -> None:
     layers, exits = _logits(5, 3, 4), _logits(2, 3, 4, seed=1)
     targets = ms_bert_targets(layers, exits)
-    expected = reference_kl(Bernoulli(logits=exits), Bernoulli(logits=targets)).sum(-1).mean(-1)
+    expected = reference_kl(Bernoulli(logits=exits), Bernoulli(logits=targets)).mean(-1).mean(-1)
     torch.testing.assert_close(ms_bert_loss(exits, layers, problem_type=MULTI), expected)
 
     values = torch.tensor([0.0, 3.0, 2.0])[:, None, None]
@@ -307,7 +307,7 @@ def test_soft_cross_entropy_equals_its_equation(temperature: float) -> None:
 
     expected = functional.binary_cross_entropy_with_logits(
         student / temperature, (teacher / temperature).sigmoid(), reduction="none"
-    ).sum(-1)
+    ).mean(-1)
     value = soft_cross_entropy(student, teacher, MULTI, temperature, "none")
     torch.testing.assert_close(value, temperature**2 * expected)
 

@@ -311,3 +311,24 @@ def test_the_automatic_distance_suits_the_task() -> None:
     assert MsBertOptions(scope="batch").distance("single_label_classification") == "sorted"
     assert MsBertOptions(values="probabilities").distance("single_label_classification") == "sorted"
     assert MsBertOptions(emd="histogram").distance("single_label_classification") == "histogram"
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "expected"),
+    [
+        ("tinybert", "paper", (3, 5e-5, 256)),
+        ("tinybert", "default", (1, 5e-4, 32)),
+        ("lrc-bert", "paper", (1, 1e-4, 16)),
+        ("minilm", "paper", (1, 5e-4, 1024)),
+        ("minilm-v2", "paper", (1, 6e-4, 256)),
+    ],
+)
+def test_stages_on_plain_text_have_settings_of_their_own(
+    method: str, preset: str, expected: tuple[float, float, int]
+) -> None:
+    _, settings = resolve(find_method(method), preset, {"student": "2x16", "stages": ["general"]}, {})
+    assert (settings.epochs, settings.learning_rate, settings.batch_size) == expected
+    _, settings = resolve(
+        find_method(method), preset, {"student": "2x16", "stages": ["general"]}, {"epochs": 0.5}
+    )
+    assert settings.epochs == 0.5

@@ -59,9 +59,10 @@ def bernoulli_kl_divergence(
     temperature: float = 1.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """Kullback–Leibler divergence between independent labels, summed over labels, times T².
+    """Kullback–Leibler divergence between independent labels, mean over labels, times T².
 
-    Each logit is the log-odds of one label; arguments, returns and errors as for `kl_divergence`.
+    Each logit is the log-odds of one label. The mean, not the sum, so that soft terms are on the scale of the loss
+    against labels (`task_loss`), whatever the number of labels. Arguments, returns and errors as for `kl_divergence`.
     """
     _check_temperature(temperature)
     student = _full_precision(student_logits) / temperature
@@ -70,7 +71,7 @@ def bernoulli_kl_divergence(
     absent = functional.logsigmoid(-student) - functional.logsigmoid(-teacher)
     weight_present = _divergence_weights(student.sigmoid(), teacher.sigmoid(), direction)
     weight_absent = _divergence_weights((-student).sigmoid(), (-teacher).sigmoid(), direction)
-    divergence = (weight_present * present + weight_absent * absent).sum(dim=-1)
+    divergence = (weight_present * present + weight_absent * absent).mean(dim=-1)
     return _reduce(divergence * temperature**2, reduction)
 
 
@@ -139,7 +140,7 @@ def soft_cross_entropy(
 
     TinyBERT's (Eq. 10) and BERT-EMD's prediction loss: −Σ softmax(z_T / T) ln softmax(z_S / T), which has the
     gradient of KL(teacher ‖ student) for the student and the teacher's entropy on top. Several labels: the
-    Bernoulli cross-entropy, summed over labels. Regression: squared difference of the values, mean over the
+    Bernoulli cross-entropy, mean over labels. Regression: squared difference of the values, mean over the
     last dimension; T is ignored. The published codes divide by the number of classes, too, and TinyBERT's has
     no T².
 
@@ -164,7 +165,7 @@ def soft_cross_entropy(
     elif problem_type == "multi_label_classification":
         present, absent = teacher.sigmoid(), (-teacher).sigmoid()
         entropy = -(present * functional.logsigmoid(student) + absent * functional.logsigmoid(-student))
-        entropy = entropy.sum(dim=-1)
+        entropy = entropy.mean(dim=-1)
     else:
         return distillation_divergence(student_logits, teacher_logits, problem_type, reduction=reduction)
     return _reduce(entropy * temperature**2, reduction)

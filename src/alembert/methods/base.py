@@ -24,12 +24,19 @@ class MethodOptions(BaseModel):
 
 
 class Preset(BaseModel):
-    """Named values for a method's options and training settings; everything else keeps its default."""
+    """Named values for a method's options and training settings; everything else keeps its default.
+
+    Attributes:
+        options: of the method.
+        settings: of the training.
+        general_settings: what differs in them where stages on plain text run.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     options: dict[str, Any] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
+    general_settings: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,10 +109,11 @@ def resolve(
             f"method {method.name} has no preset {preset!r}: choose one of {', '.join(sorted(method.presets))}"
         )
     chosen = method.presets[preset]
-    return (
-        validated(method.options_class, chosen.options | options, f"option of method {method.name}"),
-        validated(TrainingSettings, chosen.settings | settings, "training setting"),
-    )
+    resolved = validated(method.options_class, chosen.options | options, f"option of method {method.name}")
+    defaults = chosen.settings
+    if set(getattr(resolved, "stages", None) or ()) & set(method.general_stages):
+        defaults = defaults | chosen.general_settings
+    return resolved, validated(TrainingSettings, defaults | settings, "training setting")
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

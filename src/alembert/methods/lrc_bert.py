@@ -166,10 +166,13 @@ class LrcBert(StudentDistillation[LrcBertOptions]):
     stage_names = (GENERAL, TASK_INTERMEDIATE, TASK_PREDICTION)
     general_stages = (GENERAL,)
     presets: ClassVar[dict[str, Preset]] = {
-        "default": Preset(settings={"epochs": 5, "learning_rate": 2e-4, "batch_size": 16}),
+        "default": Preset(
+            settings={"epochs": 5, "learning_rate": 2e-4, "batch_size": 16}, general_settings={"epochs": 1}
+        ),
         "paper": Preset(
             options={"hard_loss": "softened", "initialise": "random"},
             settings={"epochs": 90, "learning_rate": 1e-4, "batch_size": 16},
+            general_settings={"epochs": 1},
         ),
     }
 

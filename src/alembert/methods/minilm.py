@@ -121,10 +121,14 @@ class MiniLm(RelationDistillation[RelationOptions]):
     paper = "Wang et al., MiniLM: Deep Self-Attention Distillation, NeurIPS 2020"
     options_class = RelationOptions
     presets: ClassVar[dict[str, Preset]] = {
-        "default": Preset(settings={"epochs": 3, "learning_rate": 2e-4}),
+        "default": Preset(
+            settings={"epochs": 3, "learning_rate": 2e-4},
+            general_settings={"epochs": 1, "learning_rate": 5e-4},
+        ),
         "paper": Preset(
             options={"hard_weight": 1.0, "initialise": "random", "intermediate_learning_rate": 5e-4},
             settings={"epochs": 3, "learning_rate": 3e-5, "batch_size": 32},
+            general_settings={"epochs": 1, "learning_rate": 5e-4, "batch_size": 1024},
         ),
     }
 

@@ -91,10 +91,14 @@ class MiniLmV2(RelationDistillation[MiniLmV2Options]):
     paper = "Wang et al., MiniLMv2: Multi-Head Self-Attention Relation Distillation, Findings of ACL 2021"
     options_class = MiniLmV2Options
     presets: ClassVar[dict[str, Preset]] = {
-        "default": Preset(settings={"epochs": 3, "learning_rate": 2e-4}),
+        "default": Preset(
+            settings={"epochs": 3, "learning_rate": 2e-4},
+            general_settings={"epochs": 1, "learning_rate": 5e-4},
+        ),
         "paper": Preset(
             options={"hard_weight": 1.0, "initialise": "random", "intermediate_learning_rate": 6e-4},
             settings={"epochs": 3, "learning_rate": 3e-5, "batch_size": 32},
+            general_settings={"epochs": 1, "learning_rate": 6e-4, "batch_size": 256},
         ),
     }
 

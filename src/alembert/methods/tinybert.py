@@ -147,7 +147,10 @@ class TinyBert(StudentDistillation[TinyBertOptions]):
     stage_names = (GENERAL, TASK_INTERMEDIATE, TASK_PREDICTION)
     general_stages = (GENERAL,)
     presets: ClassVar[dict[str, Preset]] = {
-        "default": Preset(settings={"epochs": 3, "learning_rate": 2e-4}),
+        "default": Preset(
+            settings={"epochs": 3, "learning_rate": 2e-4},
+            general_settings={"epochs": 1, "learning_rate": 5e-4},
+        ),
         "paper": Preset(
             options={
                 "intermediate_epochs": 20,
@@ -156,6 +159,7 @@ class TinyBert(StudentDistillation[TinyBertOptions]):
                 "initialise": "random",
             },
             settings={"epochs": 3, "learning_rate": 3e-5, "batch_size": 32},
+            general_settings={"epochs": 3, "learning_rate": 5e-5, "batch_size": 256},
         ),
         "code": Preset(
             options={
@@ -166,6 +170,7 @@ class TinyBert(StudentDistillation[TinyBertOptions]):
                 "regression_target": "labels",
             },
             settings={"epochs": 3, "learning_rate": 3e-5, "batch_size": 32},
+            general_settings={"epochs": 3, "learning_rate": 5e-5, "batch_size": 256},
         ),
     }
 
