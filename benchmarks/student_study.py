@@ -32,19 +32,20 @@ from alembert.training.teacher_cache import TeacherCache
 INTERMEDIATE = 0.6  # share of the epochs that goes to a stage before the predictions
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "labels alone": ("kd", {"hard_weight": 1.0}),
-    "labels alone, slower": ("kd", {"hard_weight": 1.0}),
     "kd": ("kd", {}),
     "distilbert": ("distilbert", {"project": True}),
     "pkd": ("pkd", {"project": True}),
     "tinybert": ("tinybert", {}),
     "bert-emd": ("bert-emd", {}),
+    "bert-emd, beta 1": ("bert-emd", {"beta": 1.0}),
     "lrc-bert": ("lrc-bert", {}),
     "minilm-v2": ("minilm-v2", {}),
     "tinybert, augmented": ("tinybert", {}),
     "labels alone, no general stage": ("kd", {"hard_weight": 1.0}),
     "tinybert, no general stage": ("tinybert", {}),
 }
-"""Method and options by row; a slower one has a third of the learning rate."""
+"""Method and options by row. Any of them with ", slower" behind it has a third of the learning rate."""
+SLOWER = ", slower"
 
 
 def main() -> None:
@@ -58,7 +59,9 @@ def main() -> None:
     parser.add_argument("--augmented", help="file made by `alembert augment`, for the rows that use it")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--rows", help="some of the rows, separated by semicolons")
+    parser.add_argument(
+        "--rows", help=f"some of the rows, separated by semicolons; {SLOWER!r} may follow each"
+    )
     parser.add_argument("--seeds", default="1,2")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
@@ -135,9 +138,9 @@ def prepare_cache(arguments: argparse.Namespace, task: Any) -> None:
 def train(
     row: str, seed: int, folder: Path, task: Any, arguments: argparse.Namespace, augmented: Any
 ) -> None:
-    method, options = ROWS[row]
+    method, options = ROWS[row.removesuffix(SLOWER)]
     options, epochs = dict(options), arguments.epochs
-    learning_rate = arguments.learning_rate / 3 if "slower" in row else arguments.learning_rate
+    learning_rate = arguments.learning_rate / 3 if row.endswith(SLOWER) else arguments.learning_rate
     student = arguments.shape if "no general" in row else arguments.student
     if arguments.initialise and student == arguments.student:
         options["initialise"] = arguments.initialise

@@ -233,6 +233,17 @@ def test_refused_trials_are_recorded_and_only_all_of_them_are_an_error(
         )  # fmt: skip
 
 
+def test_a_trial_that_diverges_has_failed(teacher: Path, task: alembert.Task, tmp_path: Path) -> None:
+    space = ["student=1x16", "learning_rate=1e29..1e30"]
+    for _ in range(2):
+        with pytest.raises(
+            InputError, match=r"all 1 trials failed.*the training diverged; lower the learning"
+        ):
+            search("kd", str(teacher), task, tmp_path / "out", trials=1, space=space, settings=TINY)
+    (trial,) = json.loads((tmp_path / "out" / "search.json").read_text())["trials"]
+    assert trial["state"] == "failed" and trial["metric"] is None
+
+
 def test_no_trial_begins_after_the_timeout(teacher: Path, task: alembert.Task, tmp_path: Path) -> None:
     results = search(
         "kd", str(teacher), task, tmp_path / "out", trials=3, timeout=0, space=SPACE, settings=TINY

@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, set_seed
 
 import alembert
 from alembert.cli.app import run
+from alembert.cli.distillation_data import load_distillation_data
 from alembert.methods.base import Sources, resolve
 from alembert.methods.registry import METHODS as METHOD_CLASSES
+from alembert.methods.student_distillation import tokenizer_beside
 from alembert.models.loading import load_any, load_classifier, load_encoder, load_tokenizer
 from alembert.training.stage_model import StageModel
 from alembert.training.teachers import LiveTeacher
@@ -476,6 +479,14 @@ REFUSED: list[tuple[str, list[str], list[str]]] = [
     ("kd", ["--student", "2x16", "--corpus", "text.txt"], ["--data", "no --corpus"]),
     ("tinybert", ["--student", "2x16", "--corpus", "text.txt"], ["--stages general", "--corpus"]),
     ("tinybert", ["--student", "bilstm"], ["tinybert", "BiLSTM", "--method kd"]),
+    ("kd", ["--student", "bilstm", "--set", "student_heads=2", "--set", "init_layers=[1]"],
+     ["no student_heads, init_layers", "bilstm_hidden_size"]),
+    ("kd", ["--student", "bilstm", "--set", "student_intermediate_size=8"], ["no student_intermediate_size", "4x312"]),
+    ("ms-bert", ["--teacher-cache", "cache"], ["ms-bert", "no separate teacher", "--teacher-cache"]),
+    ("fastbert", ["--teacher-cache", "cache"], ["fastbert", "no separate teacher", "--teacher-cache"]),
+    ("pabee", ["--teacher-cache", "cache"], ["pabee", "no separate teacher", "--teacher-cache"]),
+    ("kd", ["--student", "2x16", "--max-train-rows", "9", "--augmented", "rows.tsv"],
+     ["--max-train-rows 9", "--augmented rows.tsv", "fewer rows"]),
     ("kd", ["--student", "2x"], ["2x", "4x312"]),
     ("kd", ["--student", "2x16", "--set", "init_layers=[1, 2]"], ["initialised with", "'layers'"]),
     ("kd", ["--student", "2x15", "--set", "student_heads=2"], ["15", "2", "1, 3, 5"]),
@@ -566,13 +577,214 @@ def test_missing_or_superfluous_sources_are_refused(
     assert "masked language modelling" in message
 
 
-def test_a_student_that_reads_other_tokens_is_refused(
-    refused: Callable[..., str], general: Callable[[str], Path], tmp_path: Path
+def test_a_search_with_a_cache_but_no_separate_teacher_is_refused_at_once(
+    teacher: Path, task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(general("tinybert"), other)
-    tokenizer = (other / "tokenizer.json").read_text(encoding="utf-8")
-    (other / "tokenizer.json").write_text(tokenizer.replace('"soup"', '"stew"'), encoding="utf-8")
-    message = refused("tinybert", "--student", other)
+    command = ["search", "--method", "ms-bert", "--teacher", teacher, "--data", task_folder, "--trials", "2"]
+    command += ["--output", tmp_path / "search", "--teacher-cache", tmp_path / "cache"]
+    assert run([str(part) for part in command]) == 2
+    assert "ms-bert has no separate teacher" in capsys.readouterr().err
+    assert not (tmp_path / "search").exists()
+
+
+OTHER_TOKENIZERS = {
+    "both files": ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"],
+    "tokenizer.json": ["config.json", "model.safetensors", "tokenizer.json"],
+    "vocab.txt": ["config.json", "model.safetensors", "vocab.txt"],
+    "config.json": ["config.json", "tokenizer.json", "tokenizer_config.json"],
+    "hub id": ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"],
+}
+
+
+@pytest.fixture
+def student_with(general: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """Copies some of a student's files, its tokenizer's with one word exchanged for another."""
+
+    def copy(files: list[str], folder: Path = tmp_path / "other") -> Path:
+        source = general("tinybert")
+        vocabulary = AutoTokenizer.from_pretrained(source).get_vocab()
+        folder.mkdir(parents=True)
+        for name in files:
+            if name == "vocab.txt":
+                words = {number: word for word, number in vocabulary.items()}
+                lines = [words.get(number, "a") for number in range(max(words) + 1)]
+                (folder / name).write_text("\n".join(lines).replace("soup", "stew"), encoding="utf-8")
+            elif name == "tokenizer.json":
+                text = (source / name).read_text(encoding="utf-8")
+                (folder / name).write_text(text.replace('"soup"', '"stew"'), encoding="utf-8")
+            else:
+                shutil.copy(source / name, folder)
+        return folder
+
+    return copy
+
+
+@pytest.mark.parametrize("where", OTHER_TOKENIZERS)
+def test_a_student_that_reads_other_tokens_is_refused(
+    refused: Callable[..., str], student_with: Callable[..., Path], where: str
+) -> None:
+    files = OTHER_TOKENIZERS[where]
+    if where == "hub id":
+        repository = Path(constants.HF_HUB_CACHE) / "models--someone--student"
+        student_with(files, repository / "snapshots" / "0")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0", encoding="utf-8")
+        student = "someone/student"
+    else:
+        folder = student_with(files)
+        student = str(folder / "config.json" if where == "config.json" else folder)
+    message = refused("tinybert", "--student", student)
     assert "1 of the teacher's tokens" in message
     assert "4x312" in message
+
+
+def test_a_checkpoint_without_a_tokenizer_is_warned_of(
+    student_with: Callable[..., Path], caplog: pytest.LogCaptureFixture, tiny_encoder: Path
+) -> None:
+    folder = student_with(["config.json", "model.safetensors", "tokenizer_config.json"])
+    with caplog.at_level("WARNING", "alembert"):
+        assert tokenizer_beside(str(folder)) is None
+    assert f"{folder} could not be compared" in caplog.text
+    caplog.clear()
+    (folder / "model.safetensors").unlink()
+    for fresh in ("2x16", str(folder), str(folder / "config.json")):
+        assert tokenizer_beside(fresh) is None
+    assert caplog.text == ""
+    assert tokenizer_beside(str(tiny_encoder)) is not None
+
+
+def student_configuration(tiny_encoder: Path, folder: Path, **settings: int) -> str:
+    file = folder / "small.json"
+    changes = {"num_hidden_layers": 2} | settings
+    file.write_text(json.dumps(read(tiny_encoder / "config.json") | changes), encoding="utf-8")
+    return str(file)
+
+
+def test_a_student_with_too_few_positions_is_refused(
+    refused: Callable[..., str], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    student = student_configuration(tiny_encoder, tmp_path, max_position_embeddings=16)
+    message = refused("kd", "--student", student)
+    assert f"max length 32: the student {student} takes 3 to 16 tokens" in message
+
+
+def test_a_presets_max_length_counts_more_than_the_teachers(
+    teacher: Path, task: alembert.Task, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    # The teacher was trained with 32 tokens. A refused student shows the length, without a training.
+    student = student_configuration(tiny_encoder, tmp_path, max_position_embeddings=16)
+    for preset, given, length in (("code", {}, 64), ("paper", {}, 32), ("code", {"max_length": 48}, 48)):
+        with pytest.raises(alembert.InputError, match=f"max length {length}: the student"):
+            alembert.distill(
+                "bert-emd", str(teacher), task, tmp_path / "run",
+                student=student, preset=preset, options={"initialise": "random"}, settings=given,
+            )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_of_pairs_with_one_token_type_is_refused(
+    teacher: Path, tiny_encoder: Path, write_task: Callable[..., Path], tmp_path: Path
+) -> None:
+    pairs = alembert.load_task(write_task(tmp_path / "pairs", "pair"))
+    student = student_configuration(tiny_encoder, tmp_path, type_vocab_size=1)
+    with pytest.raises(alembert.InputError, match=r"knows 1 token type.*a pair 2.*type_vocab_size to 2"):
+        alembert.distill(
+            "kd", str(teacher), pairs, tmp_path / "run", student=student, options={"initialise": "random"}
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_masked_language_student_of_another_vocabulary_size_is_refused(
+    refused: Callable[..., str], masked_lm: Path, tiny_encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    size = int(read(masked_lm / "config.json")["vocab_size"])
+    student = student_configuration(tiny_encoder, tmp_path, vocab_size=size + 8)
+    message = refused(
+        "distilbert", "--student", student, "--set", "initialise=random", "--stages", "general",
+        "--corpus", corpus, data=False, source=masked_lm,
+    )  # fmt: skip
+    assert f"{size + 8} tokens, the teacher for {size}" in message
+    assert f"vocab_size to {size}" in message
+
+
+def rows_of(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def write_rows(file: Path, rows: list[str]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return file
+
+
+def load(data: Path, teacher: Path, augmented: Path, **columns: str) -> tuple[Any, Any]:
+    settings = {"seed": int(columns.pop("seed", 42))}
+    return load_distillation_data(
+        str(data), str(teacher), str(augmented), settings, {}, problem_type=None, **columns
+    )
+
+
+def test_rows_augmented_from_the_held_out_dev_rows_are_refused(
+    teacher: Path, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    header, *rows = rows_of(task_folder / "train.tsv")
+    data = write_rows(tmp_path / "data" / "train.tsv", [header, *rows]).parent
+    whole = write_rows(tmp_path / "whole.tsv", [header, *rows])
+    names = alembert.load_task(data).label_names
+    kept = alembert.load_task(data, seed=7).dataset("train")
+    own = write_rows(
+        tmp_path / "own.tsv",
+        [header, *(f"{names[row['labels']]}\t{row['text']}" for row in kept.to_list())],
+    )
+    for source, augmented in ((data, whole), (data / "train.tsv", whole), (data, own)):
+        with pytest.raises(
+            alembert.InputError, match=r"seed 42 holds out.*as a folder.*--seed 42, or put a dev file"
+        ):
+            load(source, teacher, augmented)
+    caplog.clear()
+    task, found = load(data, teacher, own, seed="7")
+    assert found.num_rows == kept.num_rows and "dev" in task.splits
+    assert "stand in --augmented" not in caplog.text
+
+    # A dev row may be a copy by chance, and a dev file of its own is the user's affair: both are told.
+    dev = alembert.load_task(data, seed=7).dataset("dev")["text"]
+    write_rows(own, [*rows_of(own), f"food\t{dev[0]}"])
+    load(data, teacher, own, seed="7")
+    assert f"1 of {len(dev)} rows of dev also stand in --augmented {own}" in caplog.text
+    test = rows_of(task_folder / "test.tsv")
+    load(task_folder, teacher, write_rows(tmp_path / "test.tsv", test))
+    assert "32 of 32 rows of test also stand in --augmented" in caplog.text
+
+
+def test_augmented_rows_have_columns_of_their_own(
+    teacher: Path, task_folder: Path, write_task: Callable[..., Path], tmp_path: Path
+) -> None:
+    def renamed(folder: Path, header: str) -> Path:
+        for split in ("train", "dev", "test"):
+            rows = rows_of(folder / f"{split}.tsv")
+            write_rows(tmp_path / folder.name / f"{split}.tsv", [header, *rows[1:]])
+        return tmp_path / folder.name
+
+    named = {"label_column": "topic", "text_column": "body"}
+    data = renamed(task_folder, "topic\tbody")
+    for augmented in (task_folder / "train.tsv", data / "train.tsv"):
+        _, found = load(data, teacher, augmented, **named)
+        assert found.num_rows == 64
+    pairs = write_task(tmp_path / "source" / "pairs", "pair")
+    named |= {"text_pair_column": "text"}
+    _, found = load(renamed(pairs, "topic\tbody\ttext"), teacher, pairs / "train.tsv", **named)
+    assert found["text_pair"] == alembert.load_task(pairs).dataset("train")["text_pair"]
+    other = write_rows(tmp_path / "other.tsv", ["label\ttext\tid", "food\tsoup\t1"])
+    with pytest.raises(alembert.InputError, match="no column 'body'"):
+        load(data, teacher, other, label_column="topic", text_column="body")
+
+
+def test_augmented_rows_of_listed_labels_are_split(teacher: Path, tmp_path: Path) -> None:
+    config = read(teacher / "config.json") | {"problem_type": "multi_label_classification"}
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    lines = [{"text": f"row {number}", "label": ["food", "sport"][: number % 3]} for number in range(30)]
+    data = write_rows(tmp_path / "train.jsonl", [json.dumps(line) for line in lines])
+    augmented = write_rows(tmp_path / "augmented.tsv", ["label\ttext", "food|sport\tsoup race", "\twind"])
+    _, found = load(data, tmp_path / "teacher", augmented)
+    assert found["labels"][:] == [[1, 1, 0], [0, 0, 0]]

@@ -28,11 +28,12 @@ from transformers import (
 )
 
 import alembert.training.teacher_cache
+import alembert.training.teacher_cache_files
 import alembert.training.teacher_cache_writer
 from alembert.common.errors import InputError
 from alembert.models.features import LAYER_FEATURES, FeatureRequest, Features
 from alembert.training.teacher_cache import TeacherCache
-from alembert.training.teachers import LiveTeacher
+from alembert.training.teachers import CachedTeacher, LiveTeacher
 
 EVERYTHING = FeatureRequest(
     hidden_states=(0, 2, 4),
@@ -211,7 +212,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
     inputs, rows = batch(data, tokenizer, list(range(10)))
     assert_same(cached(inputs, rows), LiveTeacher(model, request)(inputs), request, atol=5e-6, rtol=1e-6)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "teacher_cache.json", "lengths.npy", "logits.npy", "hidden_states-3.npy", "attention_scores-4.npy"
+        ".lock", "teacher_cache.json", "lengths.npy", "logits.npy", "hidden_states-3.npy", "attention_scores-4.npy"
     }  # fmt: skip
 
 
@@ -228,7 +229,68 @@ def test_another_interrupted_pass_is_not_gone_on_with(
     cached = TeacherCache.prepare(tmp_path, model, data, tokenizer, request, dtype="float32")
     inputs, rows = batch(data, tokenizer, list(range(10)))
     assert_same(cached(inputs, rows), LiveTeacher(model, request)(inputs), request, atol=5e-6, rtol=1e-6)
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*partial*"))
+
+
+def test_a_folder_claimed_by_a_killed_run_is_free(
+    tmp_path: Path, model: PreTrainedModel, data: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    request = FeatureRequest(hidden_states=(2,))
+    for module, name in ((alembert.training.teacher_cache_writer, "write_json"), (np, "save")):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, name, killed)
+            TeacherCache.prepare(tmp_path, model, data, tokenizer, request, dtype="float32")
+    cached = TeacherCache.prepare(tmp_path, model, data, tokenizer, request, dtype="float32")
+    inputs, rows = batch(data, tokenizer, [7, 2])
+    assert_same(cached(inputs, rows), LiveTeacher(model, request)(inputs), request, atol=5e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [2, 3])
+def test_of_two_runs_that_share_a_folder_one_writes_at_a_time(
+    tmp_path: Path,
+    model: PreTrainedModel,
+    data: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    layer: int,
+) -> None:
+    requests = FeatureRequest(hidden_states=(2,)), FeatureRequest(hidden_states=(layer,))
+    half_way, go_on = threading.Event(), threading.Event()
+    real, calls = LiveTeacher.__call__, []
+
+    def run(self: LiveTeacher, inputs: Mapping[str, Tensor], rows: Tensor | None = None) -> Features:
+        calls.append(self.request)
+        if len(calls) == 3:
+            half_way.set()
+            assert go_on.wait(60)
+        return real(self, inputs, rows)
+
+    monkeypatch.setattr(LiveTeacher, "__call__", run)
+    monkeypatch.setattr(alembert.training.teacher_cache_files, "_SECONDS_BETWEEN_TRIES", 0.01)
+
+    def prepare(request: FeatureRequest) -> CachedTeacher:
+        return TeacherCache.prepare(tmp_path, model, data, tokenizer, request, dtype="float32", batch_size=2)
+
+    with ThreadPoolExecutor() as pool, caplog.at_level(logging.INFO, logger="alembert"):
+        first = pool.submit(prepare, requests[0])
+        assert half_way.wait(60)
+        second = pool.submit(prepare, requests[1])
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.3)
+        assert len(calls) == 3
+        go_on.set()
+        teachers = first.result(timeout=60), second.result(timeout=60)
+    assert "another run is writing to it" in caplog.text
+    # The shortest row alone, then five batches, for each run that has something to write.
+    assert len(calls) == (6 if layer == 2 else 12)
+    inputs, rows = batch(data, tokenizer, list(range(10)))
+    for cached, request in zip(teachers, requests, strict=True):
+        live = real(LiveTeacher(model, request), inputs)
+        assert_same(cached(inputs, rows), live, request, atol=5e-6, rtol=1e-6)
 
 
 def test_a_folder_of_something_else_is_refused_with_what_differs(
@@ -328,7 +390,7 @@ def test_what_has_no_room_is_refused_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
     with pytest.raises(InputError, match=r"the disk has 0\.00 GiB left: ask for fewer layers"):
         TeacherCache.prepare(folder, model, data, tokenizer, request)
-    assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
 def test_numbers_beyond_float16_are_refused(
@@ -341,7 +403,7 @@ def test_numbers_beyond_float16_are_refused(
         InputError, match=r'logits of row \d+ reach .* more than float16 holds.*dtype="float32"'
     ):
         TeacherCache.prepare(tmp_path, model, data, tokenizer, FeatureRequest())
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*partial*"))
     # The folder is free for another attempt.
     cached = TeacherCache.prepare(tmp_path, model, data, tokenizer, FeatureRequest(), dtype="float32")
     inputs, rows = batch(data, tokenizer, [1])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -195,6 +197,48 @@ def test_bf16_is_the_hardwares_unless_given(tmp_path: Path, monkeypatch: pytest.
         assert training_arguments(stage_of(), tmp_path, False, None).bf16 == pays
     assert TrainingSettings(bf16=True).autocast_dtype() == "bf16"
     assert TrainingSettings(bf16=False).autocast_dtype() == "fp32"
+
+
+class Connecting(BaseException):
+    """Stands for the connection of processes."""
+
+
+@pytest.mark.parametrize("command", ["finetune", "distill"])
+def test_processes_wait_for_one_that_prepares_for_days(
+    command: str,
+    request: pytest.FixtureRequest,
+    task: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = str(request.getfixturevalue("tiny_encoder" if command == "finetune" else "teacher"))
+
+    def connect(*arguments: Any, **options: Any) -> None:
+        assert options["timeout"] > timedelta(days=1)
+        raise Connecting
+
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setattr(torch.distributed, "init_process_group", connect)
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    chosen = {"max_length": 32}
+    with pytest.raises(Connecting):
+        if command == "finetune":
+            alembert.finetune(source, task, tmp_path / "run", settings=TrainingSettings(**chosen))
+        else:
+            alembert.distill("fastbert", source, task, tmp_path / "run", settings=chosen)
+
+
+@pytest.mark.parametrize("corpus", [None, "corpus.txt"])
+def test_plain_text_has_checkpoints_within_the_epoch(corpus: str | None, tmp_path: Path) -> None:
+    for chosen, steps in ((None, None if corpus is None else 1000), (7, 7)):
+        stage = Stage(
+            "stage", TaskObjective(SINGLE), TrainingSettings(checkpoint_steps=chosen), corpus=corpus
+        )
+        arguments = training_arguments(stage, tmp_path, False, None)
+        found = arguments.save_steps if arguments.save_strategy == "steps" else None
+        assert found == steps == stage.checkpoint_steps
 
 
 @pytest.mark.parametrize(

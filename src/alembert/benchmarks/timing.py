@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import transformers
 
 from alembert.common.errors import InputError
+
+T = TypeVar("T")
 
 
 class Quartiles(NamedTuple):
@@ -56,18 +58,55 @@ def interleave(
 ) -> dict[str, Timing]:
     """Times every candidate once per round, so that whatever disturbs the machine disturbs all of them alike.
 
-    The order is rotated from round to round: each candidate comes first, second, … equally often.
-
     Args:
         candidates: by name; each call does the whole work and returns only when it is done (a candidate on an
             accelerator synchronises before it returns).
-        repeats: timed rounds, at least 1.
-        warm_up: rounds before them that are not timed, at least 0.
-        progress: called after every candidate's run with the runs done and the runs in all, warm-up included.
+        repeats, warm_up, progress: as in `take_turns`.
         clock: seconds from any starting point, growing.
 
     Returns:
         The timings by name, each with `repeats` values; values at the same place are of the same round.
+
+    Raises:
+        InputError: no candidates, or a number of rounds out of range.
+    """
+
+    def timed(call: Callable[[], Any]) -> Callable[[], float]:
+        def run() -> float:
+            started = clock()
+            call()
+            return clock() - started
+
+        return run
+
+    measured = take_turns(
+        {name: timed(call) for name, call in candidates.items()},
+        repeats=repeats,
+        warm_up=warm_up,
+        progress=progress,
+    )
+    return {name: Timing(values) for name, values in measured.items()}
+
+
+def take_turns(
+    candidates: Mapping[str, Callable[[], T]],
+    *,
+    repeats: int,
+    warm_up: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[T]]:
+    """Runs every candidate once per round and collects what it returns, which may be its own measurement.
+
+    The order is rotated from round to round: each candidate comes first, second, … equally often.
+
+    Args:
+        candidates: by name.
+        repeats: rounds whose values are kept, at least 1.
+        warm_up: rounds before them, at least 0.
+        progress: called after every candidate's run with the runs done and the runs in all, warm-up included.
+
+    Returns:
+        `repeats` values by name; values at the same place are of the same round.
 
     Raises:
         InputError: no candidates, or a number of rounds out of range.
@@ -79,20 +118,18 @@ def interleave(
             f"repeats is {repeats} and warm_up is {warm_up}: at least 1 and 0 rounds are needed."
         )
     names = list(candidates)
-    timings = {name: Timing() for name in names}
+    kept: dict[str, list[T]] = {name: [] for name in names}
     total, done = (warm_up + repeats) * len(names), 0
     for round_index in range(-warm_up, repeats):
         shift = round_index % len(names)
         for name in names[shift:] + names[:shift]:
-            started = clock()
-            candidates[name]()
-            elapsed = clock() - started
+            value = candidates[name]()
             if round_index >= 0:
-                timings[name].seconds.append(elapsed)
+                kept[name].append(value)
             done += 1
             if progress is not None:
                 progress(done, total)
-    return timings
+    return kept
 
 
 def ratio(baseline: Timing, candidate: Timing) -> Quartiles:

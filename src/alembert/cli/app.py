@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
-from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
+import alembert
 from alembert.common.errors import InputError
 
 _INTERRUPTED = 130
@@ -22,13 +23,56 @@ COMMANDS = (
     "search",
     "ablate",
     "evaluate",
+    "calibrate",
+    "benchmark",
+    "export",
     "predict",
     "info",
     "methods",
     "demo",
 )
+_FULL_INSTALLATION = (
+    "torch",
+    "transformers",
+    "datasets",
+    "sklearn",
+    "scipy",
+    "safetensors",
+    "ot",
+)
+
+
+class _Commands(dict[str, Any]):
+    """Commands by name, each imported when it is asked for: none pays for the others."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(COMMANDS))
+
+    def __getitem__(self, name: str) -> Any:
+        if super().__getitem__(name) is None:
+            holder = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            holder.command(name)(getattr(import_module(f"alembert.cli.{name}"), name))
+            self[name] = typer.main.get_command(holder)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+
+class _LazyGroup(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
 
 app = typer.Typer(
+    cls=_LazyGroup,
     name="alembert",
     help="Makes BERT-type text classifiers many times cheaper to run, and proves what it cost in accuracy.",
     no_args_is_help=True,
@@ -39,7 +83,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"alembert {version('alembert')}")
+        typer.echo(f"alembert {alembert.__version__}")
         raise typer.Exit
 
 
@@ -50,11 +94,6 @@ def _program(
     ] = False,
 ) -> None:
     pass
-
-
-for _name in COMMANDS:
-    _module = import_module(f"alembert.cli.{_name}")
-    app.command(_name)(getattr(_module, _name))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,6 +112,15 @@ def run(arguments: list[str] | None = None) -> int:
         app(args=arguments)
     except InputError as error:
         console.print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False)
+        return 2
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in _FULL_INSTALLATION:
+            raise
+        console.print(
+            f"[bold red]Error:[/] this needs {error.name}, which the light installation leaves out: "
+            "pip install alembert",
+            highlight=False,
+        )
         return 2
     except SystemExit as exit_:
         if exit_.code != _INTERRUPTED:

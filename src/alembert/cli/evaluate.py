@@ -46,7 +46,14 @@ def evaluate(
     json_output: o.JsonOption = False,
 ) -> None:
     """Measures accuracy, MACs and time at every speed; leaves a table, JSON, CSV and plots."""
+    from alembert.runtime.manifest import is_exported
+
     speeds = parse_speeds(speed)
+    if is_exported(run):
+        raise InputError(
+            f"{run} is an exported model: measure it with alembert benchmark, and the run that it was exported "
+            "from with alembert evaluate"
+        )
     o.quiet_libraries()
     from alembert.benchmarks.evaluation import evaluate as run_evaluation
 

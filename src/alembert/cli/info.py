@@ -28,7 +28,8 @@ def info(
 
     console = Console(highlight=False)
     console.print(
-        f"[bold]{model}[/]: {facts['family']}, {facts['layers']} layers × {facts['hidden_size']}", soft_wrap=True
+        f"[bold]{model}[/]: {facts['family']}, {facts['layers']} layers × {facts['hidden_size']}",
+        soft_wrap=True,
     )
     console.print(
         f"{facts['parameters'] / 1e6:.1f}M parameters, {facts['exit_parameters'] / 1e6:.2f}M of them in exits"

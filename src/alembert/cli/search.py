@@ -77,8 +77,12 @@ def search(
     o.quiet_libraries()
     from alembert.compression.search import required_optuna
     from alembert.compression.search import search as run_search
+    from alembert.methods.distillation import check_teacher_cache
+    from alembert.methods.registry import find_method
 
     required_optuna()
+    if "+" not in method:
+        check_teacher_cache(find_method(method), teacher_cache)
     options = o.parse_assignments(set_, "--set")
     settings = o.training_settings(
         epochs=epochs,

@@ -10,18 +10,34 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alembert.common.errors import InputError
 from alembert.common.files import file_sha256
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+T = TypeVar("T")
+
+_LINES_SEARCHED = 1000
+"""Lines of a JSON Lines file that are searched for a sound one, which tells the columns."""
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
 Row = tuple[int, Sequence[Any]]
 """A row's number, as messages give it, and the values of the columns asked for."""
+
+RowOrError = tuple[int, Sequence[Any] | InputError]
+"""The same, or in place of the values what is wrong with the row."""
+
+
+def sound(rows: Iterable[tuple[int, T | InputError]]) -> Iterator[tuple[int, T]]:
+    """The rows of `rows`; raises the InputError of the first bad one."""
+    for number, values in rows:
+        if isinstance(values, InputError):
+            raise values
+        yield number, values
 
 
 def at(source: str, row: int | None = None, field: str | None = None) -> str:
@@ -38,9 +54,9 @@ class Table:
         source: what messages call it: the path, or the hub's id and split.
         columns: the column names, in order.
         content_key: text that changes when the content does.
-        read: given column names, yields each row's number and those columns' values. Rows are numbered as
-            an editor shows them: the lines of a text file from 1, its header included; the rows of a
-            Parquet file from 1. Raises InputError on a row that cannot be read.
+        attempt: given column names, yields each row's number and those columns' values, or the InputError of a
+            row that cannot be read; `read` raises that instead. Rows are numbered as an editor shows them: the
+            lines of a text file from 1, its header included; the rows of a Parquet file from 1.
         has_header: whether the column names are the first line of the file.
         class_names: the labels, in the order of their ids, of columns whose source declares them.
     """
@@ -48,9 +64,13 @@ class Table:
     source: str
     columns: tuple[str, ...]
     content_key: str
-    read: Callable[[Sequence[str]], Iterator[Row]]
+    attempt: Callable[[Sequence[str]], Iterator[RowOrError]]
     has_header: bool = False
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def read(self, wanted: Sequence[str]) -> Iterator[Row]:
+        """The rows' numbers and values of the columns named; see the class."""
+        return sound(self.attempt(wanted))
 
 
 def open_table(path: str | Path) -> Table:
@@ -89,24 +109,36 @@ def open_table(path: str | Path) -> Table:
     return Table(str(path), columns, content_key, read, has_header=file_format in ("tsv", "csv"))
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def attempt_lines(path: Path) -> Iterator[tuple[int, str | InputError]]:
     """Yields the number and text of each line without its end; empty lines at the file's end are dropped.
 
-    Bytes that are not UTF-8 become lone surrogates, which `check_encoding` reports with their field.
-
-    Raises:
-        InputError: an empty line stands before a line that is not empty.
+    An empty line before one that is not empty is given as an InputError. Bytes that are not UTF-8 become lone
+    surrogates, which `check_encoding` reports with their field.
     """
-    empty: int | None = None
+    empty: list[int] = []
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             text = line.rstrip("\r\n")
             if not text:
-                empty = empty or number
+                empty.append(number)
                 continue
-            if empty is not None:
-                raise InputError(f"{at(str(path), empty)}: the line is empty; remove it or fill it.")
+            yield from _empty_lines(str(path), empty)
             yield number, text
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """As `attempt_lines`.
+
+    Raises:
+        InputError: an empty line stands before a line that is not empty.
+    """
+    return sound(attempt_lines(path))
+
+
+def _empty_lines(source: str, numbers: list[int]) -> Iterator[tuple[int, InputError]]:
+    for number in numbers:
+        yield number, InputError(f"{at(source, number)}: the line is empty; remove it or fill it.")
+    numbers.clear()
 
 
 def check_encoding(source: str, row: int | None, field: str | None, text: str) -> None:
@@ -139,40 +171,47 @@ def _refuse_utf16(path: Path) -> None:
 
 def _delimited(
     path: Path, file_format: str
-) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Iterator[Row]]]:
+) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Iterator[RowOrError]]]:
     records = partial(_tsv_records if file_format == "tsv" else _csv_records, path)
     first_two = list(itertools.islice(records(), 2))
     if not first_two:
         raise InputError(f"{path}: the file is empty.")
-    columns = tuple(name.strip() for name in first_two[0][1])
+    columns = tuple(name.strip() for name in next(sound(first_two))[1])
     if len(first_two) == 1:
         raise InputError(f"{path}: there are no rows, only the header {_listed(columns)}.")
     return columns, partial(_delimited_rows, str(path), columns, records)
 
 
 def _delimited_rows(
-    source: str, columns: tuple[str, ...], records: Callable[[], Iterator[Row]], wanted: Sequence[str]
-) -> Iterator[Row]:
+    source: str, columns: tuple[str, ...], records: Callable[[], Iterator[RowOrError]], wanted: Sequence[str]
+) -> Iterator[RowOrError]:
     positions = [columns.index(name) for name in wanted]
     width = len(columns)
     for number, values in itertools.islice(records(), 1, None):
-        if len(values) != width:
+        if isinstance(values, InputError):
+            yield number, values
+        elif len(values) != width:
             last = columns[min(len(values), width) - 1]
-            raise InputError(
-                f"{at(source, number, last)}: this row has {len(values)} field{'s'[: len(values) != 1]}, "
-                f"the header {width}: {_listed(columns)}. "
-                f"Look for a {'missing' if len(values) < width else 'surplus'} separator there or before."
+            yield (
+                number,
+                InputError(
+                    f"{at(source, number, last)}: this row has {len(values)} field{'s'[: len(values) != 1]}, "
+                    f"the header {width}: {_listed(columns)}. "
+                    f"Look for a {'missing' if len(values) < width else 'surplus'} separator there or before."
+                ),
             )
-        yield number, [values[position] for position in positions]
+        else:
+            yield number, [values[position] for position in positions]
 
 
-def _tsv_records(path: Path) -> Iterator[Row]:
-    return ((number, line.split("\t")) for number, line in read_lines(path))
+def _tsv_records(path: Path) -> Iterator[RowOrError]:
+    for number, line in attempt_lines(path):
+        yield number, line if isinstance(line, InputError) else line.split("\t")
 
 
-def _csv_records(path: Path) -> Iterator[Row]:
+def _csv_records(path: Path) -> Iterator[RowOrError]:
     csv.field_size_limit(sys.maxsize)
-    empty: int | None = None
+    empty: list[int] = []
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
         while True:
@@ -180,58 +219,82 @@ def _csv_records(path: Path) -> Iterator[Row]:
             try:
                 values = next(reader, None)
             except csv.Error as error:
-                raise InputError(
-                    f"{at(str(path), number)}: not well-formed CSV ({error}); "
-                    'a field with a quote, comma or line break is quoted, and quotes in it are doubled ("").'
-                ) from None
+                yield from _empty_lines(str(path), empty)
+                yield (
+                    number,
+                    InputError(
+                        f"{at(str(path), number)}: not well-formed CSV ({error}); a field with a quote, comma "
+                        'or line break is quoted, and quotes in it are doubled ("").'
+                    ),
+                )
+                continue
             if values is None:
                 return
             if not values:
-                empty = empty or number
+                empty.append(number)
                 continue
-            if empty is not None:
-                raise InputError(f"{at(str(path), empty)}: the line is empty; remove it or fill it.")
+            yield from _empty_lines(str(path), empty)
             yield number, values
 
 
-def _json_lines(path: Path) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Iterator[Row]]]:
-    first = next(_json_objects(path), None)
-    if first is None:
-        raise InputError(f"{path}: the file is empty.")
-    return tuple(first[1]), partial(_json_rows, path)
+def _json_lines(path: Path) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Iterator[RowOrError]]]:
+    fault: InputError | None = None
+    for _, value in itertools.islice(_json_objects(path), _LINES_SEARCHED):
+        if not isinstance(value, InputError):
+            return tuple(value), partial(_json_rows, path)
+        fault = fault or value
+    raise fault or InputError(f"{path}: the file is empty.")
 
 
-def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in read_lines(path):
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            advice = (
-                " The file looks like one JSON list." if number == 1 and line.lstrip().startswith("[") else ""
-            )
-            raise InputError(
-                f"{at(str(path), number)}: not JSON ({error.msg}, character {error.colno}); "
-                f"each line must be an object.{advice}"
-            ) from None
-        if not isinstance(value, dict):
-            raise InputError(
-                f"{at(str(path), number)}: a JSON {type(value).__name__}; each line must be an object, "
-                'e.g. {"text": "…", "label": "…"}.'
-            )
-        yield number, value
+def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+    for number, line in attempt_lines(path):
+        yield number, line if isinstance(line, InputError) else _json_object(path, number, line)
 
 
-def _json_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def _json_object(path: Path, number: int, line: str) -> dict[str, Any] | InputError:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        advice = (
+            " The file looks like one JSON list." if number == 1 and line.lstrip().startswith("[") else ""
+        )
+        return InputError(
+            f"{at(str(path), number)}: not JSON ({error.msg}, character {error.colno}); "
+            f"each line must be an object.{advice}"
+        )
+    if not isinstance(value, dict):
+        return InputError(
+            f"{at(str(path), number)}: a JSON {type(value).__name__}; each line must be an object, "
+            'e.g. {"text": "…", "label": "…"}.'
+        )
+    return value
+
+
+def _json_rows(path: Path, wanted: Sequence[str]) -> Iterator[RowOrError]:
     for number, record in _json_objects(path):
-        for name in wanted:
-            if name not in record:
-                raise InputError(
-                    f"{at(str(path), number, name)}: this row lacks the field; it has {_listed(record)}."
-                )
-        yield number, [record[name] for name in wanted]
+        if isinstance(record, InputError):
+            yield number, record
+            continue
+        lacking = next((name for name in wanted if name not in record), None)
+        if lacking is not None:
+            yield (
+                number,
+                InputError(
+                    f"{at(str(path), number, lacking)}: this row lacks the field; it has {_listed(record)}."
+                ),
+            )
+        else:
+            yield number, [record[name] for name in wanted]
 
 
-def _parquet(path: Path) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Iterator[Row]]]:
+def _parquet(path: Path) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Iterator[RowOrError]]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise InputError(
+            f"{path}: Parquet files need pyarrow: pip install pyarrow, or give a .jsonl, .csv or .tsv file"
+        ) from error
     try:
         with pq.ParquetFile(path) as file:
             columns, rows = tuple(file.schema_arrow.names), file.metadata.num_rows
@@ -243,6 +306,9 @@ def _parquet(path: Path) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Ite
 
 
 def _parquet_batches(path: Path, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=4096, columns=list(wanted))

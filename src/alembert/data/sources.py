@@ -90,7 +90,7 @@ def _hub(source: str) -> dict[str, Table]:
                 source=f"{source} ({split})",
                 columns=tuple(found.column_names),
                 content_key=f"hub-{found._fingerprint}",
-                read=partial(arrow_rows, partial(_batches, found)),
+                attempt=partial(arrow_rows, partial(_batches, found)),
                 class_names={
                     name: tuple(feature.names)
                     for name, feature in found.features.items()

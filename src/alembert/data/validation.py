@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset
 
 from alembert.common.errors import InputError
 from alembert.data.labels import LabelReader
 from alembert.data.reading import Table, at, check_encoding
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger("alembert")
 
@@ -119,11 +121,30 @@ def check_text(source: str, row: int, field: str, value: Any) -> str:
 
 def checked_rows(table: Table, columns: Columns, read_label: LabelReader | None) -> Iterator[Example]:
     """Streams the rows of `table`, each checked. Raises InputError at the first bad row."""
-    has_pair = columns.text_pair is not None
     for row, values in table.read(columns.names):
-        text = check_text(table.source, row, columns.text, values[0])
-        pair = check_text(table.source, row, str(columns.text_pair), values[1]) if has_pair else None
-        yield Example(row, text, pair, read_label(row, values[-1]) if read_label else None)
+        yield _checked(table, columns, read_label, row, values)
+
+
+def attempt_rows(table: Table, columns: Columns) -> Iterator[tuple[int, Example | InputError]]:
+    """The numbers of the rows of `table`, without labels, and each row checked, or what is wrong with it."""
+    for row, values in table.attempt(columns.names):
+        if isinstance(values, InputError):
+            yield row, values
+            continue
+        try:
+            yield row, _checked(table, columns, None, row, values)
+        except InputError as error:
+            yield row, error
+
+
+def _checked(
+    table: Table, columns: Columns, read_label: LabelReader | None, row: int, values: Sequence[Any]
+) -> Example:
+    text = check_text(table.source, row, columns.text, values[0])
+    pair = None
+    if columns.text_pair is not None:
+        pair = check_text(table.source, row, columns.text_pair, values[1])
+    return Example(row, text, pair, read_label(row, values[-1]) if read_label else None)
 
 
 def warn_of_shared_rows(splits: dict[str, Dataset]) -> None:

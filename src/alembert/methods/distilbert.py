@@ -95,7 +95,8 @@ class DistilBertObjective(Objective):
 class MaskedLanguageObjective(Objective):
     """5 · KL of the words' distributions + 2 · L_mlm + 1 · L_cos on plain text.
 
-    Raises InputError for a tokenizer without a mask token, and for widths that differ, unprojected.
+    Raises InputError for a tokenizer without a mask token, for vocabularies of different sizes, and for widths that
+    differ, unprojected.
     """
 
     def __init__(
@@ -111,9 +112,16 @@ class MaskedLanguageObjective(Objective):
             raise InputError(
                 "the teacher's tokenizer has no mask token, which masked language modelling needs"
             )
+        own, other = int(student.config.vocab_size), int(teacher.config.vocab_size)
+        if own != other:
+            raise InputError(
+                f"the student gives answers for {own} tokens, the teacher for {other}, and this stage compares them "
+                f"token by token: set vocab_size to {other} in the student's config.json, or choose a shape such as "
+                "4x312"
+            )
         self.options = options
         self.mask_token_id = int(tokenizer.mask_token_id)
-        self.vocabulary = int(student.config.vocab_size)
+        self.vocabulary = own
         self.special: Tensor
         self.register_buffer("special", torch.tensor(sorted(tokenizer.all_special_ids)), persistent=False)
         self.cosine = LastLayerCosine(student, teacher, options)

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
@@ -18,6 +16,7 @@ from alembert.data.metrics import compute_metrics, majority_score
 from alembert.data.task import Task, rows_sha256
 from alembert.methods.base import Method, Sources, resolve
 from alembert.methods.registry import find_method
+from alembert.methods.self_distillation import SelfDistillation
 from alembert.methods.student_distillation import StudentDistillation, StudentOptions
 from alembert.models.loading import (
     check_max_length,
@@ -32,6 +31,7 @@ from alembert.models.loading import (
 )
 from alembert.models.multi_exit import MultiExitModel
 from alembert.training.model_card import model_card
+from alembert.training.processes import process_state
 from alembert.training.run_directory import RunDirectory
 from alembert.training.runner import predict_logits, run_stages, tokenised
 
@@ -66,7 +66,7 @@ def distill(
         student: for methods that train a student: a shape `LxH`, a configuration file or a checkpoint.
         preset: "default" (our best measured), "paper" or "code".
         options: of the method, over the preset's.
-        settings: fields of `TrainingSettings`, over the preset's; `max_length` is the teacher's unless given.
+        settings: fields of `TrainingSettings`, over the preset's; `max_length` is the teacher's where neither says one.
         stages: some of the method's stages.
         augmented: rows with the task's columns, to train on in place of its train split.
         corpus: a file or a folder of plain text, for general stages.
@@ -110,9 +110,11 @@ def distill(
             report_to=report_to,
         )
     method_class = find_method(method)
+    check_teacher_cache(method_class, teacher_cache)
+    method_options, training = resolve(method_class, preset, options, settings or {})
     trained = run_configuration(teacher).get("settings", {})
-    as_trained = {"max_length": trained["max_length"]} if "max_length" in trained else {}
-    method_options, training = resolve(method_class, preset, options, as_trained | (settings or {}))
+    if "max_length" in trained and "max_length" not in training.model_fields_set:
+        training = training.model_copy(update={"max_length": trained["max_length"]})
     instance = method_class(method_options)
     configuration = {
         "command": "distill",
@@ -132,7 +134,7 @@ def distill(
         raise InputError("a stage on plain text has no teacher cache and no augmented rows: leave them out")
     if augmented is not None:
         configuration["augmented"] = {"rows": len(augmented), "sha256": rows_sha256(augmented)}
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = process_state()
     teacher_model = (
         load_for_general_stage(str(teacher), general) if general else load_classifier(str(teacher))
     )
@@ -153,6 +155,9 @@ def distill(
         None if teacher_cache is None else Path(teacher_cache),
     )
     model = instance.build_model(sources)
+    if isinstance(method_options, StudentOptions):
+        student_name = f"the student {method_options.student}"
+        check_max_length(training.max_length, model, tokenizer, student_name)
     with state.main_process_first():
         run = RunDirectory(
             output_dir, configuration, overwrite=overwrite, resume=resume, main_process=state.is_main_process
@@ -183,6 +188,15 @@ def distill(
         run.finish(model, tokenizer, metrics, histories, model_card(configuration, metrics))
     state.wait_for_everyone()
     return model
+
+
+def check_teacher_cache(method: type[Method[Any]], teacher_cache: str | Path | None) -> None:
+    """Raises InputError for a cache where no teacher runs beside the model that learns."""
+    if teacher_cache is not None and issubclass(method, SelfDistillation):
+        raise InputError(
+            f"method {method.name} has no separate teacher whose outputs could be kept in {teacher_cache}: leave "
+            "--teacher-cache out"
+        )
 
 
 def general_method(

@@ -56,6 +56,13 @@ class Kd(StudentDistillation[KdOptions]):
             raise InputError(
                 "a BiLSTM cannot be initialised from layers: choose initialise=embeddings or random"
             )
+        of_layers = ("student_heads", "student_intermediate_size", "init_layers")
+        given = [name for name in of_layers if getattr(self.options, name) is not None]
+        if given:
+            raise InputError(
+                f"a BiLSTM has no transformer layers, so it has no {', '.join(given)}: leave them out (its size is "
+                "bilstm_hidden_size), or choose a student such as 4x312"
+            )
         return build_bilstm(
             full_model(sources.teacher),
             label_names=sources.task.label_names,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alembert.common.errors import InputError
@@ -22,6 +24,7 @@ BILSTM = "bilstm"
 GENERAL = "general"
 TASK_INTERMEDIATE = "task-intermediate"
 TASK_PREDICTION = "task-prediction"
+logger = logging.getLogger("alembert")
 
 
 class StudentOptions(MethodOptions):
@@ -120,8 +123,10 @@ class StudentDistillation(Method[StudentOptionsT]):
             problem_type=None if task is None else task.problem_type,
         )
         check_vocabulary(
-            options.student, student.config, _tokenizer_beside(options.student), sources.tokenizer
+            options.student, student.config, tokenizer_beside(options.student), sources.tokenizer
         )
+        if task is not None and task.is_pair:
+            check_token_types(student, sources.tokenizer)
         for stage in self.chosen_stages():
             self.objective(stage, student, sources)
         return student
@@ -154,9 +159,45 @@ def is_checkpoint(student: str) -> bool:
     return not looks_like_shape(student) and has_weights(student)
 
 
-def _tokenizer_beside(student: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies beside a student given as a checkpoint."""
-    return load_tokenizer(student) if (Path(student) / "tokenizer_config.json").is_file() else None
+def tokenizer_beside(student: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a student comes with; of a checkpoint without one a warning is logged."""
+    path = Path(student)
+    folder = path.parent if path.name == "config.json" and path.is_file() else path
+    if looks_like_shape(student) or folder.is_file():
+        return None
+    reason = "it has none"
+    try:
+        tokenizer = load_tokenizer(str(folder))
+        # Where there is no file of words, transformers makes up a tokenizer of special tokens alone.
+        if any(_has_file(folder, name) for name in tokenizer.vocab_files_names.values()):
+            return tokenizer
+    except InputError as error:
+        reason = str(error)
+    if is_checkpoint(student):
+        logger.warning(
+            "The tokenizer of the student %s could not be compared with the teacher's (%s): make sure that both "
+            "give a text the same token ids.",
+            student, reason,
+        )  # fmt: skip
+    return None
+
+
+def _has_file(source: Path, name: str) -> bool:
+    """Whether a folder has a file, or the hub's cache has it of a hub id."""
+    if source.exists():
+        return (source / name).is_file()
+    return isinstance(try_to_load_from_cache(str(source), name), str)
+
+
+def check_token_types(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises InputError when the tokenizer tells a pair's texts apart by types that the student does not know."""
+    needed = 1 + max(tokenizer("a", "b").get("token_type_ids", [0]))
+    known = getattr(student.config, "type_vocab_size", None) or 0
+    if 0 < known < needed:
+        raise InputError(
+            f"the student knows {known} token type, and the teacher's tokenizer gives the texts of a pair {needed}: "
+            f"set type_vocab_size to {needed} in its config.json, or choose a shape such as 4x312"
+        )
 
 
 def full_model(teacher: PreTrainedModel) -> PreTrainedModel:

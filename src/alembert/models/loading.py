@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers import (
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from alembert.common.errors import InputError
+from alembert.common.facts import ClassifierFacts
 from alembert.common.files import file_sha256, read_json
 from alembert.models.bilstm import BilstmConfig
 from alembert.models.layered import SUPPORTED_FAMILIES
@@ -174,14 +174,6 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-@dataclass(frozen=True)
-class ClassifierFacts:
-    """What data for a classifier must fit: its problem type and, in the order of its logits, its label names."""
-
-    problem_type: str
-    label_names: tuple[str, ...]
-
-
 def classifier_facts(source: str | PreTrainedModel) -> ClassifierFacts:
     """The facts of a classifier, from its configuration alone; names are () for regression."""
     config = load_config(source) if isinstance(source, str) else source.config
@@ -262,11 +254,16 @@ def max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> in
     return min(positions - (int(config.pad_token_id) + 1 if after_padding else 0), tokenizer_limit)
 
 
-def check_max_length(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises InputError when texts of `max_length` tokens do not fit the model, or no text fits `max_length`."""
+def check_max_length(
+    max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str = "this model"
+) -> None:
+    """Raises InputError when texts of `max_length` tokens do not fit the model, or no text fits `max_length`.
+
+    The message calls the model `what`.
+    """
     longest, added = max_tokens(model, tokenizer), tokenizer.num_special_tokens_to_add()
     if not added < max_length <= longest:
-        raise InputError(f"max length {max_length}: this model takes {added + 1} to {longest} tokens")
+        raise InputError(f"max length {max_length}: {what} takes {added + 1} to {longest} tokens")
 
 
 def run_configuration(source: str | Path) -> dict[str, Any]:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alembert.common.errors import InputError
-from alembert.models.loading import (
-    check_max_length,
-    classifier_facts,
-    load_classifier,
-    load_tokenizer,
-    max_tokens,
-    run_configuration,
-)
-from alembert.runtime.batching import token_budget_batches, windows
-from alembert.runtime.policies import ExitPolicy, check_speed, default_policy
-from alembert.runtime.torch_backend import ExitedBatch, TorchBackend
+from alembert.runtime.backend import OpenedClassifier, SteppedBackend
+from alembert.runtime.batching import pad_rows, run_regrouped, token_budget_batches, windows
+from alembert.runtime.calibration_file import with_calibrated_defaults
+from alembert.runtime.exited import ExitedBatch, join
+from alembert.runtime.manifest import is_exported
+from alembert.runtime.policies import MULTI_LABEL, REGRESSION, ExitPolicy, check_speed, default_policy
+from alembert.runtime.tokenization import EncodedText
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
@@ -30,6 +30,7 @@ Text = str | tuple[str, str]
 DEFAULT_SPEED = 0.0
 DEFAULT_BATCH_TOKENS = 4096
 DEFAULT_WINDOW = 4096
+_OPENING_OPTIONS = ("max_length", "is_pair", "exits", "device", "threads")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class AdaptiveClassifier:
     sorted by length into token-budget batches, and answered in their order: memory does not grow with the input.
 
     Args:
-        model: a multi-exit or stock classifier; a BiLSTM always answers in full, whatever the speed.
-        tokenizer: the model's.
+        model: a multi-exit or stock classifier of torch (a BiLSTM always answers in full, whatever the speed), or a
+            classifier opened by a backend.
+        tokenizer: the model's; nothing where a backend opened it.
         speed: default speed in [0, 1]; None = the model's own, else 0.
         policy: default exit policy by name; None = the model's own, else by problem type and number of labels.
         top_k, renormalise: of the policy "top_k_entropy".
@@ -73,9 +75,13 @@ class AdaptiveClassifier:
         max_length: longer texts are cut to this many tokens; None = as in training, else the tokenizer's limit.
         batch_tokens: rows × longest row of a batch.
         window: texts read ahead for sorting by length.
+        regroup: whether the rows that go on after an exit wait for those of other batches of the window, so that
+            later layers too see full batches. Exported models only; the others run batch by batch.
         exits: the layers whose exits are used; None = all that the model has. With a frozen backbone an exit's
             training does not depend on the others, so that any choice is as good as one made before training.
-        device: None = CUDA where there is one.
+        device: None = CUDA where there is one. Exported models run on the processor.
+        threads: of the processor; None = as many as the process may use. For a model of torch it is the setting of
+            the whole process, and None leaves it alone.
 
     Example:
         >>> from alembert import AdaptiveClassifier
@@ -89,8 +95,8 @@ class AdaptiveClassifier:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel | OpenedClassifier,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         speed: float | None = None,
         policy: str | None = None,
@@ -101,38 +107,70 @@ class AdaptiveClassifier:
         max_length: int | None = None,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
         window: int = DEFAULT_WINDOW,
+        regroup: bool = True,
         exits: Sequence[int] | None = None,
         device: str | torch.device | None = None,
+        threads: int | None = None,
     ) -> None:
         if batch_tokens < 1 or window < 1:
             raise InputError(f"batch_tokens={batch_tokens} and window={window}: both must be at least 1")
-        self.facts = classifier_facts(model)
-        config = model.config
-        self.backend = TorchBackend(model, device, exits)
-        self.tokenizer = tokenizer
-        self.batch_tokens, self.window = batch_tokens, window
-        self.is_pair = is_pair
-        self.max_length = max_tokens(model, tokenizer) if max_length is None else max_length
-        check_max_length(self.max_length, model, tokenizer)
-        stored_speed, stored_policy = getattr(config, "speed", None), getattr(config, "policy", None)
-        self.speed = check_speed(speed if speed is not None else stored_speed or DEFAULT_SPEED)
-        self._policy = policy or stored_policy
-        self._top_k = top_k if policy or top_k else getattr(config, "top_k", None)
+        if threads is not None and threads < 1:
+            raise InputError(f"threads={threads}: must be at least 1")
+        opened = model
+        if not isinstance(opened, OpenedClassifier):
+            from alembert.runtime.torch_backend import open_model
+
+            if tokenizer is None:
+                raise InputError("a model of torch needs its tokenizer: give it as the second argument")
+            opened = open_model(
+                opened,
+                tokenizer,
+                max_length=max_length,
+                is_pair=is_pair,
+                exits=exits,
+                device=device,
+                threads=threads,
+            )
+        self.facts, self.tokenizer = opened.facts, opened.tokenizer
+        self.backend: Any = opened.backend
+        self._encoder = opened.encoder
+        self.batch_tokens, self.window, self.regroup = batch_tokens, window, regroup
+        self.is_pair, self.max_length = opened.is_pair, opened.max_length
+        self.speed = check_speed(speed if speed is not None else opened.speed or DEFAULT_SPEED)
+        self._policy = policy or opened.policy
+        self._top_k = top_k if policy or top_k else opened.top_k
         self._renormalise = renormalise
         self._tolerance = tolerance
         self.policy(None, top_k, renormalise)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> AdaptiveClassifier:
-        """Loads a run directory, a folder in Hugging Face layout or a hub id; options as in the constructor."""
-        model, tokenizer = load_classifier(str(source)), load_tokenizer(str(source))
-        trained = run_configuration(source)
-        as_trained = {
-            "max_length": trained.get("settings", {}).get("max_length"),
-            "is_pair": trained.get("task", {}).get("is_pair"),
-        }
-        options = as_trained | {name: value for name, value in options.items() if value is not None}
-        return cls(model, tokenizer, **options)
+        """Loads an exported folder, a run directory, a folder in Hugging Face layout or a hub id.
+
+        An exported folder (it has a manifest.json) needs neither torch nor transformers. A calibrated speed
+        (calibration.json, as `alembert calibrate` leaves it) is the default, with the policy and exits that it holds
+        for.
+
+        Args:
+            source: folder or hub id.
+            options: as in the constructor; also `verify`, whether the files of an exported folder are compared with
+                their checksums first (True unless given). What is None keeps its default.
+
+        Raises:
+            InputError: nothing can be loaded from there, or its files do not belong together.
+        """
+        options = with_calibrated_defaults(source, options)
+        verify = options.pop("verify", True)
+        how = {name: options.pop(name, None) for name in _OPENING_OPTIONS}
+        if how["threads"] is not None and how["threads"] < 1:
+            raise InputError(f"threads={how['threads']}: must be at least 1")
+        if is_exported(source):
+            from alembert.runtime.onnx_backend import open_export
+
+            return cls(open_export(source, verify=verify, **how), **options)
+        from alembert.runtime.torch_backend import open_run
+
+        return cls(open_run(source, **how), **options)
 
     @property
     def exit_layers(self) -> tuple[int, ...]:
@@ -184,20 +222,14 @@ class AdaptiveClassifier:
     def stream(self, texts: Iterable[Text], **how: Any) -> Iterator[Prediction]:
         """Predictions for input of any length, in its order and at constant memory; overrides as in `predict`."""
         for exited in self._run(texts, **how):
-            for probabilities, layer, uncertainty in zip(
-                exited.probabilities, exited.exit_layers, exited.uncertainties, strict=True
-            ):
-                label, score = self._answer(probabilities)
-                yield Prediction(
-                    label, score, int(layer), None if np.isnan(uncertainty) else float(uncertainty)
-                )
+            yield from self._predictions(exited)
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """Label names in the order of the probabilities; () for regression."""
         return self.facts.label_names
 
-    def encode(self, texts: Sequence[Text], start: int = 0) -> list[dict[str, list[int]]]:
+    def encode(self, texts: Sequence[Text], start: int = 0) -> list[EncodedText]:
         """Token ids of texts, unpadded; `start` is the position of the first one, for messages."""
         for position, text in enumerate(texts, start):
             _check_text(text, position)
@@ -211,23 +243,30 @@ class AdaptiveClassifier:
                 ("pairs of texts", "single texts") if self.is_pair else ("single texts", "pairs of texts")
             )
             raise InputError(f"this model was trained on {kind}, the input is {other}")
-        columns = [list(column) for column in zip(*texts, strict=True)] if pairs else [list(texts)]
-        encoding = self.tokenizer(*columns, truncation=True, max_length=self.max_length, padding=False)
-        names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoding]
-        return [
-            dict(zip(names, values, strict=True))
-            for values in zip(*(encoding[n] for n in names), strict=True)
-        ]
+        columns = list(zip(*texts, strict=True)) if pairs else [cast(Sequence[str], texts)]
+        return self._encoder.encode(columns, self.max_length)
 
-    def batches(
-        self, encoded: Sequence[dict[str, list[int]]]
-    ) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    def batches(self, encoded: Sequence[EncodedText]) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """Length-sorted token-budget batches of encoded texts: positions (rows,), padded arrays (rows, tokens)."""
+        return list(self._batches(encoded))
+
+    def warm_up(self, tokens: Sequence[int] = (16, 128)) -> None:
+        """Runs every layer on made-up texts of these lengths, so that the first request is as fast as the others."""
+        names = self._encoder.encode([["a"]], self.max_length)[0]
+        for length in tokens:
+            size = min(length, self.max_length)
+            row = {name: [self._encoder.fill[name]] * size for name in names}
+            for _, batch in self._batches([row]):
+                # The least speed at which exits are run: hardly any text leaves.
+                self.backend.run(batch, self.policy(), sys.float_info.min)
+
+    def _batches(self, encoded: Sequence[EncodedText]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        if len(encoded) == 1:
+            yield np.zeros(1, np.int64), pad_rows(encoded, self._encoder.fill)
+            return
         lengths = [len(row["input_ids"]) for row in encoded]
-        return [
-            (positions, self._pad([encoded[position] for position in positions]))
-            for positions in token_budget_batches(lengths, self.batch_tokens)
-        ]
+        for positions in token_budget_batches(lengths, self.batch_tokens):
+            yield positions, pad_rows([encoded[position] for position in positions], self._encoder.fill)
 
     def _run(
         self,
@@ -244,44 +283,34 @@ class AdaptiveClassifier:
         for window in windows(texts, self.window):
             encoded = self.encode(window, start)
             start += len(window)
-            yield join(
-                [
-                    (positions, self.backend.run(batch, chosen_policy, chosen_speed))
-                    for positions, batch in self.batches(encoded)
-                ]
-            )
+            yield join(self._run_window(encoded, chosen_policy, chosen_speed))
 
-    def _pad(self, rows: list[dict[str, list[int]]]) -> dict[str, np.ndarray]:
-        longest = max(len(row["input_ids"]) for row in rows)
-        fill = {
-            "input_ids": cast(int, self.tokenizer.pad_token_id),
-            "attention_mask": 0,
-            "token_type_ids": self.tokenizer.pad_token_type_id,
-        }
-        padded = {name: np.full((len(rows), longest), fill[name], dtype=np.int64) for name in rows[0]}
-        for index, row in enumerate(rows):
-            for name, values in row.items():
-                padded[name][index, : len(values)] = values
-        return padded
+    def _run_window(
+        self, encoded: Sequence[EncodedText], policy: ExitPolicy, speed: float
+    ) -> list[tuple[np.ndarray, ExitedBatch]]:
+        batches, backend = self._batches(encoded), self.backend
+        # Where no row can leave there are no survivors to bring together.
+        if self.regroup and speed > 0 and len(encoded) > 1 and isinstance(backend, SteppedBackend):
+            return run_regrouped(backend, batches, policy, speed, self.batch_tokens)
+        return [(positions, backend.run(batch, policy, speed)) for positions, batch in batches]
 
-    def _answer(self, probabilities: np.ndarray) -> tuple[str | tuple[str, ...] | float, float]:
-        if self.facts.problem_type == "regression":
-            return float(probabilities[0]), float(probabilities[0])
-        if self.facts.problem_type == "multi_label_classification":
-            names = tuple(name for name, p in zip(self.label_names, probabilities, strict=True) if p >= 0.5)
-            return names, float(np.maximum(probabilities, 1 - probabilities).min())
-        best = int(probabilities.argmax())
-        return self.label_names[best], float(probabilities[best])
-
-
-def join(parts: Sequence[tuple[np.ndarray, ExitedBatch]]) -> ExitedBatch:
-    """Batches put back in the order of their positions."""
-    order = np.concatenate([positions for positions, _ in parts]).argsort()
-    return ExitedBatch(
-        np.concatenate([exited.probabilities for _, exited in parts])[order],
-        np.concatenate([exited.exit_layers for _, exited in parts])[order],
-        np.concatenate([exited.uncertainties for _, exited in parts])[order],
-    )
+    def _predictions(self, exited: ExitedBatch) -> Iterator[Prediction]:
+        labels: list[Any]
+        probabilities = exited.probabilities
+        if self.facts.problem_type == REGRESSION:
+            labels = scores = probabilities[:, 0].tolist()
+        elif self.facts.problem_type == MULTI_LABEL:
+            names = np.array(self.label_names, dtype=object)
+            labels = [tuple(names[row].tolist()) for row in probabilities >= 0.5]
+            scores = np.maximum(probabilities, 1 - probabilities).min(axis=1).tolist()
+        else:
+            best = probabilities.argmax(axis=1)
+            labels = [self.label_names[index] for index in best.tolist()]
+            scores = probabilities[np.arange(len(best)), best].tolist()
+        uncertainties = exited.uncertainties.tolist()
+        layers = exited.exit_layers.tolist()
+        for label, score, layer, uncertainty in zip(labels, scores, layers, uncertainties, strict=True):
+            yield Prediction(label, score, layer, None if math.isnan(uncertainty) else uncertainty)
 
 
 def _check_text(text: Any, position: int) -> None:

@@ -3,33 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alembert.common.errors import InputError
 from alembert.models.bilstm import BilstmForSequenceClassification
 from alembert.models.layered import EncoderState
+from alembert.models.loading import (
+    check_max_length,
+    classifier_facts,
+    load_classifier,
+    load_tokenizer,
+    max_tokens,
+    run_configuration,
+)
 from alembert.models.multi_exit import MultiExitModel
+from alembert.runtime.backend import OpenedClassifier
+from alembert.runtime.exited import ExitedBatch
 from alembert.runtime.policies import ExitPolicy, PolicyHistory
+from alembert.runtime.tokenization import TransformersEncoder
 
 
-@dataclass(frozen=True)
-class ExitedBatch:
-    """What a batch came to, rows in their order.
+def open_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    is_pair: bool | None = None,
+    exits: Sequence[int] | None = None,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+) -> OpenedClassifier:
+    """A model of torch, ready to run.
 
-    Attributes:
-        probabilities: (rows, labels) float32; softmax, sigmoid, or the value itself for regression.
-        exit_layers: (rows,) int64, the layer each row left after.
-        uncertainties: (rows,) float32, the policy's at the exit taken; NaN where the full model answered.
+    Args:
+        model: a multi-exit or stock classifier, or a BiLSTM.
+        tokenizer: the model's.
+        max_length: texts are cut to this many tokens; None = the tokenizer's limit.
+        is_pair: whether inputs are pairs of texts; None = either.
+        exits: the layers whose exits are used; None = all.
+        device: None = CUDA where there is one.
+        threads: of the processor, for the whole process; None leaves torch's setting.
+
+    Raises InputError when texts of `max_length` tokens do not fit the model, or it lacks one of the exits.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    backend = TorchBackend(model, device, exits)
+    longest = max_tokens(model, tokenizer) if max_length is None else max_length
+    check_max_length(longest, model, tokenizer)
+    config = model.config
+    return OpenedClassifier(
+        backend=backend,
+        encoder=TransformersEncoder(tokenizer),
+        facts=classifier_facts(model),
+        max_length=longest,
+        is_pair=is_pair,
+        speed=getattr(config, "speed", None),
+        policy=getattr(config, "policy", None),
+        top_k=getattr(config, "top_k", None),
+        tokenizer=tokenizer,
+    )
 
-    probabilities: np.ndarray
-    exit_layers: np.ndarray
-    uncertainties: np.ndarray
+
+def open_run(
+    source: str | Path, *, max_length: int | None, is_pair: bool | None, **options: Any
+) -> OpenedClassifier:
+    """A run directory, a folder in Hugging Face layout or a hub id, ready to run; other options of `open_model`.
+
+    What is None is as in training, where the folder is a run.
+    """
+    trained = run_configuration(source)
+    if max_length is None:
+        max_length = trained.get("settings", {}).get("max_length")
+    if is_pair is None:
+        is_pair = trained.get("task", {}).get("is_pair")
+    return open_model(
+        load_classifier(str(source)),
+        load_tokenizer(str(source)),
+        max_length=max_length,
+        is_pair=is_pair,
+        **options,
+    )
 
 
 class TorchBackend:

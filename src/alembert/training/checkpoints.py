@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 COMPLETE_MARKER = "complete"
+_LAST_MARKER = "last"
 
 
 def last_complete_checkpoint(folder: str | Path) -> Path | None:
@@ -27,6 +28,16 @@ def complete_checkpoints(folder: str | Path) -> list[Path]:
 def mark_complete(checkpoint: Path) -> None:
     """Says that every file of a checkpoint is written."""
     (checkpoint / COMPLETE_MARKER).touch()
+
+
+def mark_last(checkpoint: Path) -> None:
+    """Says that a stage was over with a checkpoint; to be said before it is marked complete."""
+    (checkpoint / _LAST_MARKER).touch()
+
+
+def is_last(checkpoint: Path) -> bool:
+    """Whether a stage was over with a complete checkpoint."""
+    return (checkpoint / _LAST_MARKER).exists()
 
 
 def remove_checkpoints(folder: str | Path, keep: Iterable[Path]) -> None:

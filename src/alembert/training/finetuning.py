@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 
 from alembert.data.metrics import compute_metrics, majority_score
@@ -20,6 +19,7 @@ from alembert.models.loading import (
 from alembert.models.multi_exit import STOCK_HEAD
 from alembert.training.model_card import model_card
 from alembert.training.objective import TaskObjective
+from alembert.training.processes import process_state
 from alembert.training.run_directory import RunDirectory
 from alembert.training.runner import predict_logits, run_stages, tokenised
 from alembert.training.settings import TrainingSettings
@@ -61,7 +61,7 @@ def finetune(
         {0: 'food', 1: 'sport', 2: 'weather'}
     """
     settings = settings or TrainingSettings(evaluate_every_epoch=True)
-    state = PartialState(cpu=not _has_accelerator())
+    state = process_state()
     configuration: dict[str, Any] = {
         "command": "finetune",
         "model": str(model),
@@ -99,9 +99,3 @@ def finetune(
         run.finish(classifier, tokenizer, metrics, histories, model_card(configuration, metrics))
     state.wait_for_everyone()
     return classifier
-
-
-def _has_accelerator() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

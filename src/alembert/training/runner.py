@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerState,
+    set_seed,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
+from alembert.common.errors import InputError
 from alembert.common.progress import progress_bar
 from alembert.data.corpus import load_corpus
 from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task
 from alembert.data.tokenisation import tokenise
-from alembert.training.checkpoints import last_complete_checkpoint
+from alembert.training.checkpoints import is_last, last_complete_checkpoint
 from alembert.training.progress import TrainingProgress
 from alembert.training.run_directory import RunDirectory
 from alembert.training.stage import Stage
@@ -40,7 +52,8 @@ def run_stages(
 
     A stage with complete checkpoints goes on from the newest; the end of a stage is itself a checkpoint, so a
     finished stage costs only its loading. Without a task every stage must bring a corpus, and nothing is measured.
-    Raises InputError, before anything is written, when a stage cannot run.
+    Numbers of the log that are not finite become None. Raises InputError, before anything is written, when a stage
+    cannot run, and when a training diverges.
     """
     for stage in stages:
         stage_data(stage, task, tokenizer)
@@ -56,6 +69,7 @@ def run_stages(
         dev = None if measured is None else tokenised(measured, "dev", tokenizer, stage.settings.max_length)
         teacher = _cached_teacher(stage, train, tokenizer)
         folder = run.checkpoints(stage.name)
+        progress = TrainingProgress(stage.name)
         trainer = DistillationTrainer(
             model,
             stage,
@@ -64,7 +78,7 @@ def run_stages(
             tokenizer,
             folder,
             score=None if measured is None else partial(mean_exit_score, measured),
-            callbacks=[TrainingProgress(stage.name)],
+            callbacks=[progress],
             report_to=report_to,
             teacher=teacher,
             shards=shards,
@@ -72,13 +86,51 @@ def run_stages(
         checkpoint = last_complete_checkpoint(folder) if PartialState().is_main_process else None
         PartialState().wait_for_everyone()
         checkpoint = checkpoint or last_complete_checkpoint(folder)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        histories[stage.name] = {
-            "log_history": trainer.state.log_history,
-            "best_metric": trainer.state.best_metric,
-            "global_step": trainer.state.global_step,
-        }
+        if checkpoint is not None and is_last(checkpoint):
+            state = _restore(trainer, checkpoint)
+        else:
+            try:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            finally:
+                progress.bar.stop()
+            state = trainer.state
+        _check_finite(all(bool(weights.isfinite().all()) for weights in model.parameters()), "weights")
+        histories[stage.name] = _finite(
+            {
+                "log_history": state.log_history,
+                "best_metric": state.best_metric,
+                "global_step": state.global_step,
+            }
+        )
     return histories
+
+
+def _restore(trainer: DistillationTrainer, checkpoint: Path) -> TrainerState:
+    """Gives the weights that a stage ended with, of which `checkpoint` is the last, to its student and objective.
+
+    transformers would train on: resumed, it forgets that a training was stopped.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    kept = checkpoint.with_name(Path(state.best_model_checkpoint or checkpoint).name)
+    # Not strict: a tensor with two names is saved under one.
+    trainer.model.load_state_dict(load_file(kept / SAFE_WEIGHTS_NAME), strict=False)
+    return state
+
+
+def _finite(value: Any) -> Any:
+    """The JSON value with None in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_finite(finite: bool, what: str) -> None:
+    if not finite:
+        raise InputError(
+            f"the model's {what} are not finite numbers: the training diverged; lower the learning rate"
+        )
 
 
 def stage_data(
@@ -109,7 +161,11 @@ def tokenised(task: Task, split: str, tokenizer: PreTrainedTokenizerBase, max_le
 
 
 def mean_exit_score(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """`score`: the main metric's mean over all exits of logits (rows, exits, labels)."""
+    """`score`: the main metric's mean over all exits of logits (rows, exits, labels).
+
+    Raises InputError when these are not finite.
+    """
+    _check_finite(bool(np.isfinite(logits).all()), "logits")
     scores = [
         compute_metrics(task.problem_type, (task.main_metric,), logits[:, exit_], labels)[task.main_metric]
         for exit_ in range(logits.shape[1])
@@ -124,7 +180,10 @@ def predict_logits(
     description: str,
     batch_size: int = 32,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Logits (rows, exits, labels) of a tokenised data set in its order, full model last, and its labels."""
+    """Logits (rows, exits, labels) of a tokenised data set in its order, full model last, and its labels.
+
+    Raises InputError when the logits are not finite.
+    """
     order = np.argsort(np.asarray(dataset["length"]), kind="stable")
     pad = DataCollatorWithPadding(tokenizer)
     loader = DataLoader(
@@ -142,5 +201,6 @@ def predict_logits(
     model.train(was_training)
     logits = np.empty((len(dataset), *chunks[0].shape[1:]), dtype=np.float32)
     logits[order] = np.concatenate(chunks)
+    _check_finite(bool(np.isfinite(logits).all()), "logits")
     labels = np.asarray(dataset["labels"]) if "labels" in dataset.column_names else None
     return logits, labels

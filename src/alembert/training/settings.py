@@ -25,7 +25,8 @@ class TrainingSettings(BaseModel):
         bf16: autocast to bfloat16; None = where the hardware has it.
         evaluate_every_epoch: measure the dev split after each epoch and keep the best epoch's weights.
         early_stopping_patience: stop after this many evaluations without gain; needs evaluate_every_epoch.
-        checkpoint_steps: optimiser steps between checkpoints, beside one per evaluation; None = one per epoch.
+        checkpoint_steps: optimiser steps between checkpoints, beside one per evaluation; None = one per epoch,
+            on plain text every 1000.
         seed: of initialisation, dropout and order of the data.
 
     Example:

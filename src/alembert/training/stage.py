@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from alembert.training.objective import Objective
 from alembert.training.settings import TrainingSettings
 
+_STEPS_ON_PLAIN_TEXT = 1000
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -38,6 +40,12 @@ class Stage:
     texts: Dataset | None = None
     corpus: str | None = None
     perturbation: float | None = None
+
+    @property
+    def checkpoint_steps(self) -> int | None:
+        """Optimiser steps between checkpoints; None = one per epoch, of which plain text has few and long ones."""
+        default = None if self.corpus is None else _STEPS_ON_PLAIN_TEXT
+        return self.settings.checkpoint_steps or default
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Lets gradients into the trainable parameters only, and fixes a teacher for good."""

@@ -28,6 +28,7 @@ from alembert.training.teacher_cache_files import (
     check_folder,
     feature_names,
     missing_features,
+    only_writer,
     row_offsets,
     row_shape,
 )
@@ -85,7 +86,7 @@ class TeacherCache:
 
         What it takes is computed from the rows' lengths, announced on the logger "alembert", and reserved on disk
         before the pass. An interrupted pass goes on where it was. Of several processes the main one writes and
-        the others wait; they must see the same folder.
+        the others wait; they must see the same folder. Of several runs that share a folder one writes at a time.
 
         Args:
             folder: of the cache; made if need be. One folder holds one data set's outputs of one teacher.
@@ -109,12 +110,16 @@ class TeacherCache:
         names = [*(["logits"] if logits else []), *feature_names(request)]
         check_folder(folder, identity)
         if PartialState().is_main_process:
-            missing = missing_features(folder, names)
-            if missing:
-                preparation = Preparation(
-                    folder, identity, teacher_model, dataset, tokenizer, request, missing
-                )
-                preparation.run(batch_size, budget_bytes, description)
+            if missing_features(folder, names):
+                with only_writer(folder):
+                    # What was missing, another run may have written meanwhile.
+                    check_folder(folder, identity)
+                    missing = missing_features(folder, names)
+                    if missing:
+                        preparation = Preparation(
+                            folder, identity, teacher_model, dataset, tokenizer, request, missing
+                        )
+                        preparation.run(batch_size, budget_bytes, description)
         else:
             # A barrier would give up long before a large data set is through.
             while not (folder / MANIFEST).is_file() or missing_features(folder, names):

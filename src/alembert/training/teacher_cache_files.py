@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from alembert.common.errors import InputError
@@ -19,9 +22,13 @@ FORMAT = 1
 """To be raised whenever files of the same name would hold something else."""
 MANIFEST = "teacher_cache.json"
 LENGTHS = "lengths.npy"
+_LOCK = ".lock"
+_SECONDS_BETWEEN_TRIES = 1.0
 
 Shape = tuple[int | None, ...]
 """The shape of a feature for one row of n tokens; None stands for n."""
+
+logger = logging.getLogger("alembert")
 
 
 @dataclass(frozen=True)
@@ -117,3 +124,22 @@ def missing_features(folder: Path, names: Iterable[str]) -> list[str]:
         for name in names
         if name not in features or (features[name] is not None and not (folder / f"{name}.npy").is_file())
     ]
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Within the block no other run writes to the folder; waits, however long, for one that does.
+
+    The system ends the hold of a process that is killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("Teacher cache %s: another run is writing to it, waiting for its end", folder)
+        lock.acquire(poll_interval=_SECONDS_BETWEEN_TRIES)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -134,9 +134,10 @@ class Preparation:
         """Claims the folder."""
         manifest_path = self.folder / MANIFEST
         features = read_json(manifest_path)["features"] if manifest_path.is_file() else {}
+        # The manifest first: without it, the folder would be taken for someone else's.
+        write_json(manifest_path, {"identity": vars(self.identity), "features": features})
         with replacing(self.folder / LENGTHS) as temporary:
             np.save(temporary, self.lengths)
-        write_json(manifest_path, {"identity": vars(self.identity), "features": features})
 
     def _resumable(self, names: list[str]) -> int | None:
         """How many rows an interrupted pass over the same files got through; None = there is none."""

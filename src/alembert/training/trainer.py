@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from alembert.common.errors import InputError
-from alembert.training.checkpoints import complete_checkpoints, mark_complete, remove_checkpoints
+from alembert.training.checkpoints import complete_checkpoints, mark_complete, mark_last, remove_checkpoints
 from alembert.training.sampling import EpochSampler
 from alembert.training.stage import Stage
 from alembert.training.stage_model import StageModel
@@ -86,7 +86,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             compute_metrics=None
             if score is None
             else lambda output: score(output.predictions, output.label_ids),
-            callbacks=[_Checkpoints(stage.settings.checkpoint_steps), _SetEpoch(self), *(callbacks or [])],
+            callbacks=[_Checkpoints(stage.checkpoint_steps), _SetEpoch(self), *(callbacks or [])],
         )
         self.processing_class = tokenizer
         self.model_accepts_loss_kwargs = False
@@ -159,13 +159,18 @@ class _Checkpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         # The Trainer evaluates and saves at one rhythm; checkpoints within an epoch must not wait for it.
-        if self.steps is not None and state.global_step % self.steps == 0:
+        # An epoch's end has its own, which holds the evaluation too.
+        ends_epoch = float(state.epoch).is_integer() or state.global_step == state.max_steps
+        if self.steps is not None and state.global_step % self.steps == 0 and not ends_epoch:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if control.should_training_stop:
+            mark_last(checkpoint)
+        mark_complete(checkpoint)
         best = [] if state.best_model_checkpoint is None else [Path(state.best_model_checkpoint)]
         remove_checkpoints(args.output_dir, keep=[*complete_checkpoints(args.output_dir)[-_KEPT:], *best])
 
@@ -220,8 +225,8 @@ def training_arguments(
         seed=settings.seed,
         data_seed=settings.seed,
         eval_strategy="epoch" if evaluates else "no",
-        save_strategy="epoch" if evaluates or settings.checkpoint_steps is None else "steps",
-        save_steps=settings.checkpoint_steps or 500,
+        save_strategy="epoch" if evaluates or stage.checkpoint_steps is None else "steps",
+        save_steps=stage.checkpoint_steps or 500,
         load_best_model_at_end=evaluates,
         metric_for_best_model="score" if evaluates else None,
         greater_is_better=True if evaluates else None,

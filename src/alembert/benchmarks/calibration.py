@@ -1,0 +1,277 @@
+"""The largest speed whose risk keeps within a budget with a stated confidence: Learn then Test for early exits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alembert.benchmarks.evaluation import task_texts
+from alembert.benchmarks.replayed_exits import ExitCosts, ReplayedExits, collect_answers
+from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, TASK_ERROR, RiskBudget
+from alembert.benchmarks.risk_control import (
+    LossKind,
+    fixed_sequence,
+    p_value,
+    rows_needed,
+    smallest_budget,
+    smallest_set,
+    worst_class,
+)
+from alembert.common.errors import InputError
+from alembert.data.metrics import compute_metrics
+from alembert.data.task import Task, rows_sha256
+from alembert.runtime.adaptive import AdaptiveClassifier
+from alembert.runtime.calibration_file import CALIBRATION_FILE, model_files_fingerprint, write_calibration
+from alembert.runtime.policies import MULTI_LABEL, REGRESSION, check_speed
+
+Array = NDArray[Any]
+Progress = Callable[[str, int, int], None]
+
+SPEEDS: tuple[float, ...] = tuple(
+    [step / 1000 for step in range(1, 10)] + [step / 100 for step in range(1, 101)]
+)
+"""The speeds tested unless others are given. Chosen before any data is seen, as the guarantee demands; finer near 0,
+where the uncertainties of sharp exits lie."""
+
+
+def calibrate(
+    classifier: AdaptiveClassifier,
+    task: Task,
+    split: str,
+    budget: RiskBudget | None = None,
+    *,
+    model_name: str,
+    data_name: str,
+    policy: str | None = None,
+    top_k: int | None = None,
+    renormalise: bool | None = None,
+    speeds: Sequence[float] = SPEEDS,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The largest speed that keeps to a budget, and the curve that it was chosen from.
+
+    Every exit is run once over all rows; each speed's exits are replayed. Speeds are tested from small to large until
+    one cannot be certified (see `alembert.benchmarks.risk_control`). Speed 0 is the full model, whose drop and
+    disagreement are 0 by definition. In "empirical" mode the test is whether the risk seen is within the budget.
+
+    The guarantee is for texts drawn as the rows were, independently of each other and of everything that was
+    learned or chosen before: rows that the model was trained or selected on do not count.
+
+    Args:
+        classifier: model, tokenizer, exits in use.
+        task: labelled data; its labels must be the model's.
+        split: which split.
+        budget: risk, limit, confidence, mode; `RiskBudget()` unless given.
+        model_name, data_name: for the record.
+        policy, top_k, renormalise: over the classifier's.
+        speeds: to be tested, in [0, 1]; they must be chosen without looking at the rows.
+        progress: called with a description, steps done and steps in all.
+
+    Returns:
+        The record of `calibration.json`, as docs/calibration.md describes it.
+
+    Raises:
+        InputError: the model has no exits, a setting is wrong, or the rows are too few to certify anything.
+    """
+    budget = budget or RiskBudget()
+    budget.check(task.problem_type)
+    if len(classifier.exit_layers) == 1:
+        raise InputError(
+            f"{model_name} has no exits, so there is no speed to calibrate: distil one with exits"
+        )
+    tested_speeds = sorted({check_speed(speed) for speed in speeds} - {0.0})
+    if not tested_speeds:
+        raise InputError("no speeds to test: give at least one above 0")
+    chosen = classifier.policy(policy, top_k, renormalise)
+    labels = np.asarray(task.dataset(split)["labels"])
+    groups = _groups(labels, task, budget)
+    _check_sizes(groups, budget, task, f"{data_name}, {split}")
+
+    notify = progress or (lambda *_: None)
+    answers = collect_answers(
+        classifier, task_texts(task, split), lambda done, total: notify("running every exit", done, total)
+    )
+    replayed = ReplayedExits(answers, chosen, labels)
+    test = _RiskTest(replayed, groups, budget, budget.loss_kind(task.problem_type))
+    # A drop or a disagreement of the full model with itself needs no test.
+    order = tested_speeds if budget.risk != TASK_ERROR else [0.0, *tested_speeds]
+    values = fixed_sequence(test.p_values(order, notify), budget.level)
+    passed = sum(value <= budget.level for value in values)
+    if passed == 0 and budget.risk == TASK_ERROR:
+        raise InputError(
+            f"{data_name}, {split}: the full model itself cannot be shown to keep to {budget.most:g}: its "
+            f"{'worst ' if budget.per_class else ''}error is {test.risk(0.0):.4f} here. Allow more (--max-drop), "
+            "or take the risk accuracy-drop, which compares with the full model"
+        )
+    speed = order[passed - 1] if passed else 0.0
+
+    curve_speeds = [0.0, *tested_speeds]
+    p_of_speed = dict(zip(order, values, strict=False)) if budget.mode == CERTIFIED else {}
+    costs = ExitCosts(classifier, answers)
+    curve = [
+        {
+            "speed": at,
+            "accepted": at <= speed,
+            "p_value": p_of_speed.get(at),
+            "risk": test.risk(at),
+            "rows_needed": test.rows_needed(at),
+            **_measured(replayed, at, task, labels, costs),
+        }
+        for at in curve_speeds
+    ]
+    at_speed, full = curve[curve_speeds.index(speed)], curve[0]
+    return {
+        "alembert_version": version("alembert"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": model_name,
+        "speed": speed,
+        "policy": chosen.name,
+        "top_k": chosen.top_k,
+        "renormalise": chosen.renormalise,
+        "tolerance": chosen.tolerance if task.problem_type == REGRESSION else None,
+        "exits": list(classifier.exit_layers[:-1]),
+        "max_length": classifier.max_length,
+        "risk": budget.risk,
+        "max_drop": budget.most,
+        "confidence": budget.confidence,
+        "mode": budget.mode,
+        "per_class": budget.per_class,
+        "scale": budget.scale,
+        "data": data_name,
+        "split": split,
+        "rows": len(labels),
+        "data_sha256": rows_sha256(task.dataset(split)),
+        "task": {
+            "problem_type": task.problem_type, "metric": task.main_metric, "num_labels": task.num_labels
+        },
+        "full_model": {"metric": full["metric"], "macs": full["macs"]},
+        "at_speed": {name: at_speed[name] for name in ("risk", "changed", "metric", "macs", "speedup")},
+        "next": _next(curve, curve_speeds, speed),
+        "classes": test.classes(speed) if budget.per_class else None,
+        "curve": curve,
+    }  # fmt: skip
+
+
+def store(results: dict[str, Any], model: str | Path, path: str | Path | None = None) -> Path:
+    """Writes the results of `calibrate`, whole or not at all, and returns the file.
+
+    Args:
+        results: what `calibrate` returned.
+        model: the model's folder; or a hub id, with a `path`.
+        path: the file; calibration.json in the model's folder, where loading finds it, unless given.
+    """
+    path = Path(model) / CALIBRATION_FILE if path is None else Path(path)
+    write_calibration(path, results | {"model_files": model_files_fingerprint(model)})
+    return path
+
+
+def _groups(labels: Array, task: Task, budget: RiskBudget) -> dict[str, Array]:
+    """Positions of the rows whose mean must keep to the budget, by name: all, or each class's."""
+    if not budget.per_class:
+        return {"": np.arange(len(labels))}
+    if task.problem_type == MULTI_LABEL:
+        return {name: np.flatnonzero(labels[:, index]) for index, name in enumerate(task.label_names)}
+    return {name: np.flatnonzero(labels == index) for index, name in enumerate(task.label_names)}
+
+
+def _check_sizes(groups: dict[str, Array], budget: RiskBudget, task: Task, where: str) -> None:
+    name, rows = min(((name, len(rows)) for name, rows in groups.items()), key=lambda group: group[1])
+    whose = f" of class {name!r}" if budget.per_class else ""
+    if rows == 0:
+        raise InputError(f"{where}: there are no rows{whose}, so nothing can be said{whose}: add some")
+    if budget.mode == EMPIRICAL:
+        return
+    kind = budget.loss_kind(task.problem_type)
+    needed = smallest_set(kind, budget.most, budget.level)
+    if rows < needed:
+        least = smallest_budget(kind, rows, budget.level)
+        more = f" allow {least:g} or more (--max-drop)," if least < 1 else ""
+        raise InputError(
+            f"{where}: {rows} rows{whose} are too few: even if no early answer were wrong, it takes {needed} to "
+            f"be {budget.confidence:.4g} sure of a {budget.risk} of at most {budget.most:g}, and about ten times as "
+            f"many for a good speed. Give more rows,{more} ask for "
+            "less confidence, or take --mode empirical, which guarantees nothing"
+        )
+
+
+class _RiskTest:
+    """The hypothesis "some group's risk exceeds the budget" at any speed."""
+
+    def __init__(
+        self, replayed: ReplayedExits, groups: dict[str, Array], budget: RiskBudget, kind: LossKind
+    ) -> None:
+        self._replayed, self._groups, self._budget, self._kind = replayed, groups, budget, kind
+
+    def p_values(self, speeds: Sequence[float], notify: Progress) -> Iterator[float]:
+        """The p-value at each speed, as far as they are asked for; empirical: 0 within the budget, else 1."""
+        for done, speed in enumerate(speeds, 1):
+            if self._budget.mode == EMPIRICAL:
+                yield float(self.risk(speed) > self._budget.most)
+            else:
+                yield worst_class(self._p_value(losses) for losses in self._losses(speed))
+            notify("testing speeds", done, len(speeds))
+
+    def risk(self, speed: float) -> float:
+        """The risk seen, the worst group's."""
+        return max(float(losses.mean()) for losses in self._losses(speed))
+
+    def rows_needed(self, speed: float) -> int | None:
+        """How many rows in all would certify the speed, going by what was seen; None where no number would."""
+        most, level = self._budget.most, self._budget.level
+        wanted = 0.0
+        for losses in self._losses(speed):
+            mean, square = float(losses.mean()), float((losses**2).mean())
+            needed = rows_needed(self._kind, mean, square, most, level)
+            if needed is None:
+                return None
+            wanted = max(wanted, needed * self._replayed.rows / len(losses))
+        return math.ceil(wanted)
+
+    def classes(self, speed: float) -> list[dict[str, Any]]:
+        """Rows, risk and p-value of each group."""
+        return [
+            {
+                "label": name,
+                "rows": len(losses),
+                "risk": float(losses.mean()),
+                "p_value": self._p_value(losses) if self._budget.mode == CERTIFIED else None,
+            }
+            for name, losses in zip(self._groups, self._losses(speed), strict=True)
+        ]
+
+    def _losses(self, speed: float) -> list[NDArray[np.float64]]:
+        losses = self._replayed.losses(speed, self._budget)
+        return [losses[rows] for rows in self._groups.values()]
+
+    def _p_value(self, losses: NDArray[np.float64]) -> float:
+        return p_value(self._kind, losses, self._budget.most, self._budget.level)
+
+
+def _measured(
+    replayed: ReplayedExits, speed: float, task: Task, labels: Array, costs: ExitCosts
+) -> dict[str, Any]:
+    taken, logits = replayed.taken(speed), replayed.logits(speed)
+    metric = compute_metrics(task.problem_type, (task.main_metric,), logits, labels)[task.main_metric]
+    macs, full_macs = costs.macs(taken, speed), costs.macs(replayed.taken(0.0), 0.0)
+    return {
+        "changed": replayed.changed(speed),
+        "metric": metric,
+        "macs": macs,
+        "speedup": None if macs is None or full_macs is None else full_macs / macs,
+        "exits": costs.shares(taken),
+    }
+
+
+def _next(curve: list[dict[str, Any]], speeds: list[float], speed: float) -> dict[str, Any] | None:
+    """The first speed that was not accepted, and what it would take; None where all were."""
+    index = speeds.index(speed) + 1
+    if index == len(speeds):
+        return None
+    return {name: curve[index][name] for name in ("speed", "risk", "p_value", "speedup", "rows_needed")}

@@ -1,0 +1,172 @@
+"""`alembert export`."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alembert.cli import options as o
+from alembert.common.errors import InputError
+
+if TYPE_CHECKING:
+    from alembert.runtime.manifest import Manifest
+
+RUNTIMES = ("onnx",)
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run directory, a folder in Hugging Face layout or a hub id.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder of the exported model.")],
+    runtime: Annotated[str, typer.Option(help="What will run it: onnx.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32 or int8, of the linear layers' weights.")] = "int8",
+    exits: o.ExitsOption = None,
+    prune_exits: Annotated[
+        str | None,
+        typer.Option(
+            "--prune-exits",
+            help="File of texts like those to come: exits that save no time on them are left out.",
+        ),
+    ] = None,
+    prune_speed: Annotated[
+        str | None,
+        typer.Option(
+            help="Speeds at which exits must pay, separated by commas; 0.1, 0.3, 0.5, 0.7 unless given."
+        ),
+    ] = None,
+    merge_exits: Annotated[
+        str | None,
+        typer.Option(
+            "--merge-exits",
+            help="Also write one graph for single texts, with exits after these layers, such as 1,3, or all.",
+        ),
+    ] = None,
+    reduce_range: Annotated[
+        bool, typer.Option("--reduce-range", help="7-bit weights, for CPUs without VNNI instructions.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported model.")] = False,
+    text_column: o.TextColumnOption = None,
+    text_pair_column: o.PairColumnOption = None,
+    config: o.ConfigOption = None,
+    json_output: o.JsonOption = False,
+) -> None:
+    """Writes a model as ONNX graphs that run without torch, in float32 or int8."""
+    if runtime not in RUNTIMES:
+        raise InputError(f"--runtime {runtime}: choose one of {', '.join(RUNTIMES)}")
+    o.quiet_libraries()
+    from alembert.benchmarks.pruning import segment_macs
+    from alembert.cli.evaluate import ProgressBars
+    from alembert.runtime.export import export_classifier
+
+    chosen = None if exits is None else o.parse_layers(exits)
+    merged: Any = merge_exits if merge_exits in (None, "all") else o.parse_layers(merge_exits)
+    pruning: dict[str, Any] | None = None
+    with ProgressBars() as notify:
+        if prune_exits is not None:
+            columns = {"text_column": text_column, "text_pair_column": text_pair_column}
+            pruning = _prune(run, prune_exits, chosen, precision, prune_speed, columns, notify)
+            chosen = pruning["exits"]
+            if merged not in (None, "all"):
+                merged = [layer for layer in merged if layer in pruning["exits"]]
+        manifest = export_classifier(
+            run,
+            output,
+            precision=precision,
+            exits=chosen,
+            merge_exits=merged,
+            reduce_range=reduce_range,
+            count_macs=segment_macs,
+            overwrite=overwrite,
+            progress=notify,
+        )
+    if json_output:
+        typer.echo(json.dumps(describe(manifest, output) | {"pruning": pruning}, ensure_ascii=False))
+        return
+    _print(manifest, output, pruning)
+
+
+def _prune(
+    run: str,
+    file: str,
+    exits: list[int] | None,
+    precision: str,
+    speeds: str | None,
+    columns: dict[str, str | None],
+    notify: Any,
+) -> dict[str, Any]:
+    from alembert.benchmarks.pruning import DEFAULT_SPEEDS, MAX_TEXTS, prune_exits
+    from alembert.cli.evaluate import parse_speeds
+    from alembert.data.texts import iterate_texts
+
+    texts = list(islice(iterate_texts(file, **columns), MAX_TEXTS))
+    return prune_exits(
+        run,
+        texts,
+        precision=precision,
+        exits=exits,
+        speeds=DEFAULT_SPEEDS if speeds is None else parse_speeds(speeds),
+        progress=notify,
+    )
+
+
+def describe(manifest: Manifest, output: Path) -> dict[str, Any]:
+    """The facts of an export, as one JSON-ready dictionary."""
+    files = [
+        *(segment.file for segment in manifest.segments),
+        *([manifest.merged.file] if manifest.merged else []),
+    ]
+    return {
+        "output": str(output),
+        "precision": manifest.precision,
+        "exit_layers": list(manifest.exit_layers),
+        "num_layers": manifest.num_layers,
+        "files": {name: (output / name).stat().st_size for name in files},
+        "merged": manifest.merged.file if manifest.merged else None,
+    }
+
+
+def _print(manifest: Manifest, output: Path, pruning: dict[str, Any] | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if pruning is not None:
+        console.print(_pruning_table(pruning))
+    table = Table(title=f"{manifest.model_type}, {manifest.precision}")
+    for column in ("file", "layers", "exit after layer", "MB"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    sizes = describe(manifest, output)["files"]
+    for segment in manifest.segments:
+        end = "full model" if segment.exit_layer == manifest.num_layers else str(segment.exit_layer)
+        layers = f"{segment.first_layer}–{segment.last_layer}"
+        table.add_row(segment.file, layers, end, f"{sizes[segment.file] / 1e6:.1f}")
+    if manifest.merged is not None:
+        ends = ", ".join(str(layer) for layer in manifest.merged.exit_layers)
+        megabytes = f"{sizes[manifest.merged.file] / 1e6:.1f}"
+        table.add_row(manifest.merged.file, f"1–{manifest.num_layers}", ends, megabytes)
+    console.print(table)
+    console.print(f"{output}: {len(sizes)} graphs, tokenizer, manifest.json", soft_wrap=True)
+
+
+def _pruning_table(pruning: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(
+        title=f"exits on {pruning['texts']} texts, mean of speeds "
+        f"{', '.join(f'{speed:g}' for speed in pruning['speeds'])}"
+    )
+    for column in ("exit after layer", "texts that leave", "head, ms/text", "ms/text without it", "kept"):
+        table.add_column(column, justify="right")
+    for row in pruning["exits_measured"]:
+        table.add_row(
+            str(row["exit"]),
+            f"{row['share']:.1%}",
+            f"{row['head_ms']:.4f}",
+            f"{row['ms_without']:.3f}",
+            "yes" if row["kept"] else "no",
+        )
+    table.caption = f"{pruning['ms_before']:.3f} ms/text with all, {pruning['ms_after']:.3f} with those kept"
+    return table

@@ -1,0 +1,301 @@
+"""Turns a run, a teacher or a student into a folder of ONNX graphs that is run without torch."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alembert.common.errors import InputError
+from alembert.common.files import file_sha256, write_text
+from alembert.models.bilstm import BilstmForSequenceClassification
+from alembert.models.loading import (
+    classifier_facts,
+    load_classifier,
+    load_tokenizer,
+    max_tokens,
+    run_configuration,
+    weights_fingerprint,
+)
+from alembert.models.multi_exit import MultiExitModel
+from alembert.runtime.manifest import (
+    MANIFEST_FILE,
+    PRECISIONS,
+    TOKENIZER_FILE,
+    Manifest,
+    MergedGraph,
+    Segment,
+)
+
+Progress = Callable[[str, int, int], None]
+MERGED_FILE = "merged.onnx"
+_LIBRARIES = ("alembert", "torch", "transformers", "onnx", "onnxruntime")
+
+
+def export_classifier(
+    source: str | Path,
+    output: str | Path,
+    *,
+    precision: str = "int8",
+    exits: Sequence[int] | None = None,
+    merge_exits: Sequence[int] | Literal["all"] | None = None,
+    reduce_range: bool = False,
+    count_macs: Callable[[PreTrainedModel, tuple[int, ...]], Sequence[int]] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Writes a classifier as ONNX graphs, one per stretch of layers between two exits.
+
+    The folder is whole or absent: it is made beside `output` and moved there at the end.
+
+    Args:
+        source: a run directory, a folder in Hugging Face layout or a hub id.
+        output: the folder to be made.
+        precision: "fp32" or "int8".
+        exits: layers of the student exits to keep; None = all that the model has, () = none.
+        merge_exits: also write one graph for single texts with exits after these layers, or "all" that are kept;
+            None = no such graph.
+        reduce_range: as in `quantise`; for int8 alone.
+        count_macs: gives the MACs of every segment for a model and its exits, to be kept in the manifest.
+        overwrite: replace an exported model that lies in `output`.
+        progress: called with a description, steps done and steps in all.
+
+    Raises:
+        InputError: no `onnx` extra; the model cannot be read; an exit that it does not have; `output` is taken;
+            a merged graph is asked for and the policy is patience.
+    """
+    _check_installed()
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if reduce_range and precision != "int8":
+        raise InputError("reduce_range is about int8 weights: leave it out or export with precision int8")
+    output = Path(output)
+    _check_output(output, overwrite)
+    model, tokenizer = load_classifier(str(source)), load_tokenizer(str(source))
+    known = model.exit_layers if isinstance(model, MultiExitModel) else ()
+    chosen = known if exits is None else _chosen(exits, known, "exits")
+    wanted = chosen if merge_exits == "all" else merge_exits
+    merged = None if wanted is None else _chosen(wanted, chosen, "merge_exits")
+    if merged is not None:
+        from alembert.runtime.merged_graph import merged_policy
+
+        facts, config = classifier_facts(model), model.config
+        policy, top_k = getattr(config, "policy", None), getattr(config, "top_k", None)
+        merged_policy(policy, top_k, facts.problem_type, len(facts.label_names) or 1, len(chosen) + 1)
+    with _folder(output) as folder:
+        segments = _write_segments(model, tokenizer, folder, chosen, precision, reduce_range, progress)
+        _write_tokenizer(tokenizer, folder, source)
+        manifest = _manifest(model, tokenizer, source, folder, segments, precision)
+        additions: dict[str, Any] = {}
+        if count_macs is not None:
+            additions["macs"] = tuple(int(count) for count in count_macs(model, chosen))
+        if merged is not None:
+            additions["merged"] = _write_merged(manifest, folder, merged)
+        manifest = Manifest(**(vars(manifest) | additions))
+        write_text(folder / "README.md", _card(manifest, output.name))
+        manifest.write(folder)
+    return manifest
+
+
+def _write_segments(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    exits: tuple[int, ...],
+    precision: str,
+    reduce_range: bool,
+    progress: Progress | None,
+) -> tuple[Segment, ...]:
+    from alembert.runtime.segment_graph import reads_token_types, segment_modules
+
+    token_types = reads_token_types(model, tokenizer.model_input_names)
+    modules, hidden_size = segment_modules(model, exits, token_types), _encoder_config(model).hidden_size
+    ends, first, segments = [*exits, _num_layers(model)], 1, []
+    for number, (module, last) in enumerate(zip(modules, ends, strict=True), 1):
+        if progress is not None:
+            progress("exporting", number - 1, len(modules))
+        path = folder / f"segment-{number}.onnx"
+        write_segment(module, path, hidden_size, precision, reduce_range=reduce_range)
+        segments.append(
+            Segment(path.name, file_sha256(path), first, last, last, module.input_names, module.output_names)
+        )
+        first = last + 1
+    if progress is not None:
+        progress("exporting", len(modules), len(modules))
+    return tuple(segments)
+
+
+def write_segment(
+    module: Any, path: Path, hidden_size: int, precision: str, *, reduce_range: bool = False
+) -> None:
+    """Traces a module of `segment_graph`, quantises it where asked for, and writes the optimised graph to `path`."""
+    from alembert.runtime.graph_optimisation import fold_constants, optimise
+    from alembert.runtime.quantisation import quantise
+    from alembert.runtime.segment_graph import write_graph
+
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".graph-") as scratch:
+        traced, folded, quantised = (
+            Path(scratch) / f"{name}.onnx" for name in ("traced", "folded", "quantised")
+        )
+        write_graph(module, traced, hidden_size)
+        fold_constants(traced, folded)
+        if precision == "int8":
+            quantise(folded, quantised, reduce_range=reduce_range)
+        optimise(quantised if precision == "int8" else folded, path)
+
+
+def _write_merged(manifest: Manifest, folder: Path, exits: tuple[int, ...]) -> MergedGraph:
+    from alembert.runtime.merged_graph import write_merged_graph
+
+    inputs, outputs = write_merged_graph(manifest, folder, exits, folder / MERGED_FILE)
+    return MergedGraph(MERGED_FILE, file_sha256(folder / MERGED_FILE), exits, inputs, outputs)
+
+
+def _manifest(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str | Path,
+    folder: Path,
+    segments: tuple[Segment, ...],
+    precision: str,
+) -> Manifest:
+    from alembert.runtime.segment_graph import OPSET
+
+    facts, config, trained = classifier_facts(model), model.config, run_configuration(source)
+    encoder = _encoder_config(model)
+    max_length = trained.get("settings", {}).get("max_length")
+    return Manifest(
+        precision=precision,
+        model_type=encoder.model_type,
+        num_layers=_num_layers(model),
+        hidden_size=encoder.hidden_size,
+        problem_type=facts.problem_type,
+        label_names=facts.label_names,
+        policy=getattr(config, "policy", None),
+        top_k=getattr(config, "top_k", None),
+        speed=getattr(config, "speed", None),
+        max_length=max_tokens(model, tokenizer) if max_length is None else int(max_length),
+        is_pair=trained.get("task", {}).get("is_pair"),
+        pad_token_id=int(tokenizer.pad_token_id),
+        pad_token_type_id=int(tokenizer.pad_token_type_id),
+        tokenizer_sha256=file_sha256(folder / TOKENIZER_FILE),
+        segments=segments,
+        macs=(),
+        opset=OPSET,
+        versions={name: version(name) for name in _LIBRARIES},
+        source={
+            "name": Path(source).name if Path(source).is_dir() else str(source),
+            "method": trained.get("method"),
+            "weights": weights_fingerprint(str(source)),
+        },
+    )
+
+
+def _encoder_config(model: PreTrainedModel) -> Any:
+    return model.config.full_model_config() if isinstance(model, MultiExitModel) else model.config
+
+
+def _num_layers(model: PreTrainedModel) -> int:
+    if isinstance(model, BilstmForSequenceClassification):
+        return int(model.config.num_hidden_layers)
+    plain = model if isinstance(model, MultiExitModel) else MultiExitModel.from_full_model(model)
+    return plain.num_layers
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, source: str | Path) -> None:
+    tokenizer.save_pretrained(folder)
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise InputError(
+            f"{source}: its tokenizer cannot be written as {TOKENIZER_FILE}, which inference without transformers "
+            "needs: convert it to a fast tokenizer first (AutoTokenizer.from_pretrained(…, use_fast=True))"
+        )
+
+
+def _chosen(layers: Sequence[int], known: Sequence[int], name: str) -> tuple[int, ...]:
+    unknown = sorted(set(layers) - set(known))
+    if unknown:
+        raise InputError(
+            f"{name}: no exit after layer {unknown[0]}: the exits to choose from are {list(known) or 'none'}"
+        )
+    return tuple(sorted(set(layers)))
+
+
+def _check_installed() -> None:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"exporting needs {error.name}: install it with pip install 'alembert[onnx]'"
+        ) from error
+    del onnx
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if output.is_file():
+        raise InputError(f"{output}: is a file: name a folder for the exported model")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not (output / MANIFEST_FILE).is_file():
+        # Nothing but an export is ever replaced: a slip in the path must not cost a run or a home folder.
+        raise InputError(f"{output}: holds files and no exported model: choose another folder")
+    if not overwrite:
+        raise InputError(f"{output}: holds an exported model already: choose another folder or overwrite it")
+
+
+@contextmanager
+def _folder(output: Path) -> Iterator[Path]:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    folder = temporary / output.name
+    folder.mkdir()
+    try:
+        yield folder
+        if output.is_dir():
+            output.replace(temporary / "before")
+        folder.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _card(manifest: Manifest, name: str) -> str:
+    exits = ", ".join(str(layer) for layer in manifest.exit_layers) or "none"
+    labels = ", ".join(manifest.label_names[:20]) + (", …" if len(manifest.label_names) > 20 else "")
+    merged = (
+        f"\n`{manifest.merged.file}` holds all segments as one graph for single texts: inputs "
+        f"{_code(manifest.merged.inputs)}, outputs {_code(manifest.merged.outputs)}.\n"
+        if manifest.merged
+        else ""
+    )
+    return f"""# {name}
+
+A text classifier as ONNX graphs, exported by Alembert {manifest.versions["alembert"]}.
+
+| | |
+|---|---|
+| exported from | {manifest.source["name"]} |
+| encoder | {manifest.model_type}, {manifest.num_layers} layers × {manifest.hidden_size} |
+| early exits after layers | {exits} |
+| precision | {manifest.precision} |
+| task | {manifest.problem_type} |
+| labels | {labels or "one value"} |
+| longest text | {manifest.max_length} tokens |
+
+```python
+from alembert import AdaptiveClassifier
+
+classifier = AdaptiveClassifier.from_pretrained("{name}")
+```
+
+`manifest.json` names the graphs in the order in which they run, and their checksums.
+{merged}"""
+
+
+def _code(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

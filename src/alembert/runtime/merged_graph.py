@@ -1,0 +1,254 @@
+"""All segments of an exported model as one graph for single texts, for programs that run one ONNX file.
+
+At every exit the graph works out the policy's uncertainty and compares it with the input `speed`. The later segments
+stand inside an ONNX `If`, so that they run only for a text that stays. Texts must come one at a time: an `If` decides
+for a whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from alembert.common.errors import InputError
+from alembert.runtime.graph_optimisation import drop_unused
+from alembert.runtime.manifest import HIDDEN_STATES, LOGITS, MISTAKE_LOGITS, NEXT_HIDDEN_STATES, Manifest
+from alembert.runtime.policies import ExitPolicy, default_policy
+
+OUTPUTS = ("probabilities", "exit_layer", "uncertainty")
+SPEED = "speed"
+
+
+def write_merged_graph(
+    manifest: Manifest, folder: str | Path, exits: Sequence[int], target: str | Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Writes the merged graph of the segments that lie in a folder.
+
+    Args:
+        manifest: of these segments.
+        folder: where they lie.
+        exits: layers of the exits to use, some of the manifest's; other exits' heads are left out.
+        target: the ONNX file to write.
+
+    Returns the names of its inputs and outputs; `MergedGraph` says what they are. `uncertainty` is NaN where the full
+    model answered. At speed 0 that is always so, though the heads on the way run.
+
+    Raises:
+        InputError: the model's policy compares exits with each other (patience).
+    """
+    num_labels = len(manifest.label_names) or 1
+    policy = merged_policy(
+        manifest.policy, manifest.top_k, manifest.problem_type, num_labels, len(manifest.segments)
+    )
+    models = [onnx.load(str(Path(folder) / segment.file)) for segment in manifest.segments]
+    body = _Merger(manifest, policy, exits, [model.graph for model in models]).merge()
+    first = models[0].graph
+    inputs = [*first.input, helper.make_tensor_value_info(SPEED, TensorProto.FLOAT, [])]
+    graph = helper.make_graph(body.nodes, "merged", inputs, _outputs(manifest, ""), body.initializers)
+    opsets = {(entry.domain, entry.version) for model in models for entry in model.opset_import}
+    merged = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid(domain, number) for domain, number in sorted(opsets)],
+        ir_version=max(model.ir_version for model in models),
+        producer_name="alembert",
+    )
+    drop_unused(merged.graph)
+    onnx.save(merged, str(target))
+    return tuple(entry.name for entry in inputs), OUTPUTS
+
+
+def merged_policy(
+    policy: str | None, top_k: int | None, problem_type: str, num_labels: int, num_exits: int
+) -> ExitPolicy:
+    """The policy that a merged graph of a model with these defaults follows; `num_exits` counts the full model's.
+
+    Raises:
+        InputError: it compares exits with each other (patience).
+    """
+    name = policy or default_policy(problem_type, num_labels)
+    if name == "patience":
+        raise InputError(
+            "a merged graph decides at each exit from that exit's answer alone, which the exit policy 'patience' "
+            "does not: leave out --merge-exits, or train the model with another policy"
+        )
+    k = top_k if name == "top_k_entropy" else None
+    return ExitPolicy(name, problem_type, num_exits, top_k=k).resolve(num_labels)
+
+
+class _Body:
+    """Nodes and constants of a graph that is being built; names begin with `prefix`."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.nodes: list[NodeProto] = []
+        self.initializers: list[TensorProto] = []
+
+    def add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Appends a node and returns the name of its output."""
+        name = output or f"{self.prefix}step_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
+        return name
+
+    def constant(self, value: object, dtype: type) -> str:
+        name = f"{self.prefix}constant_{len(self.initializers)}"
+        self.initializers.append(numpy_helper.from_array(np.array(value, dtype), name))
+        return name
+
+
+class _Merger:
+    def __init__(
+        self, manifest: Manifest, policy: ExitPolicy, exits: Sequence[int], graphs: Sequence[GraphProto]
+    ) -> None:
+        self.manifest, self.policy, self.exits, self.graphs = manifest, policy, set(exits), graphs
+
+    def merge(self) -> _Body:
+        return self._from(0, HIDDEN_STATES, "")
+
+    def _from(self, index: int, hidden_states: str, suffix: str) -> _Body:
+        """Segments from `index` on; its outputs bear the names of `OUTPUTS` with a suffix."""
+        segment = self.manifest.segments[index]
+        body = _Body(f"s{index + 1}_")
+        self._append_segment(body, index, hidden_states)
+        if index + 1 == len(self.graphs):
+            self._probabilities(body, output=OUTPUTS[0] + suffix)
+            self._answer(body, segment.exit_layer, None, suffix)
+            return body
+        following = f"{body.prefix}{NEXT_HIDDEN_STATES}"
+        if segment.exit_layer not in self.exits:
+            rest = self._from(index + 1, following, suffix)
+            body.nodes += rest.nodes
+            body.initializers += rest.initializers
+            return body
+        probabilities = self._probabilities(body)
+        uncertainty = self._uncertainty(body, probabilities)
+        leaves = body.add("Less", uncertainty, SPEED)
+        branches = {
+            "then_branch": self._leave(index, probabilities, uncertainty),
+            "else_branch": self._stay(index, following),
+        }
+        outputs = [name + suffix for name in OUTPUTS]
+        body.nodes.append(helper.make_node("If", [leaves], outputs, **branches))
+        return body
+
+    def _append_segment(self, body: _Body, index: int, hidden_states: str) -> None:
+        graph = self.graphs[index]
+        given = {entry.name: entry.name for entry in graph.input}
+        if HIDDEN_STATES in given:
+            given[HIDDEN_STATES] = hidden_states
+
+        def renamed(name: str) -> str:
+            return given.get(name) or (f"{body.prefix}{name}" if name else "")
+
+        for original in graph.node:
+            node = NodeProto()
+            node.CopyFrom(original)
+            node.name = f"{body.prefix}{node.name}" if node.name else ""
+            node.input[:] = [renamed(name) for name in original.input]
+            node.output[:] = [renamed(name) for name in original.output]
+            body.nodes.append(node)
+        for tensor in graph.initializer:
+            copy = TensorProto()
+            copy.CopyFrom(tensor)
+            copy.name = renamed(tensor.name)
+            body.initializers.append(copy)
+
+    def _leave(self, index: int, probabilities: str, uncertainty: str) -> GraphProto:
+        body, suffix = _Body(f"leave{index + 1}_"), f"_leave{index + 1}"
+        body.add("Identity", probabilities, output=OUTPUTS[0] + suffix)
+        self._answer(body, self.manifest.segments[index].exit_layer, uncertainty, suffix)
+        return self._graph(body, suffix)
+
+    def _stay(self, index: int, hidden_states: str) -> GraphProto:
+        suffix = f"_stay{index + 1}"
+        return self._graph(self._from(index + 1, hidden_states, suffix), suffix)
+
+    def _graph(self, body: _Body, suffix: str) -> GraphProto:
+        return helper.make_graph(
+            body.nodes, suffix.strip("_"), [], _outputs(self.manifest, suffix), body.initializers
+        )
+
+    def _answer(self, body: _Body, layer: int, uncertainty: str | None, suffix: str) -> None:
+        body.add("Identity", body.constant(layer, np.int64), output=OUTPUTS[1] + suffix)
+        value = uncertainty or body.constant(np.nan, np.float32)
+        body.add("Identity", value, output=OUTPUTS[2] + suffix)
+
+    def _probabilities(self, body: _Body, output: str | None = None) -> str:
+        logits, kind = f"{body.prefix}{LOGITS}", self.manifest.problem_type
+        if kind == "single_label_classification":
+            return body.add("Softmax", logits, output=output, axis=-1)
+        return body.add(
+            "Sigmoid" if kind == "multi_label_classification" else "Identity", logits, output=output
+        )
+
+    def _uncertainty(self, body: _Body, probabilities: str) -> str:
+        """The policy's uncertainty of the one text, as a scalar in [0, 1]."""
+        if self.policy.name == "learned":
+            value = body.add("Sigmoid", f"{body.prefix}{MISTAKE_LOGITS}")
+        elif self.manifest.problem_type == "multi_label_classification":
+            axis = body.constant([-1], np.int64)
+            present = body.add("Unsqueeze", probabilities, axis)
+            absent = body.add("Sub", body.constant(1, np.float32), present)
+            both = body.add("Concat", present, absent, axis=-1)
+            each = self._of_distribution(body, both, 2)
+            value = body.add("ReduceMax", each, keepdims=0)
+        else:
+            value = self._of_distribution(body, probabilities, len(self.manifest.label_names))
+        return body.add("Reshape", value, body.constant([], np.int64))
+
+    def _of_distribution(self, body: _Body, probabilities: str, size: int) -> str:
+        """(…, size) → (…, 1), as `policies` defines it."""
+        name = self.policy.name
+        if name in ("max_probability", "margin"):
+            return self._from_the_largest(body, probabilities, size)
+        count = size
+        if name == "top_k_entropy":
+            assert self.policy.top_k is not None
+            count = self.policy.top_k
+            probabilities = self._largest(body, probabilities, count)
+            if self.policy.renormalise:
+                total = body.add("ReduceSum", probabilities, body.constant([-1], np.int64))
+                probabilities = body.add("Div", probabilities, total)
+        small = body.constant(1e-30, np.float32)
+        logarithms = body.add("Log", body.add("Max", probabilities, small))
+        surprise = body.add("Mul", probabilities, logarithms)
+        summed = body.add("ReduceSum", surprise, body.constant([-1], np.int64))
+        scaled = body.add("Mul", summed, body.constant(-1 / np.log(count), np.float32))
+        return self._clipped(body, scaled)
+
+    def _from_the_largest(self, body: _Body, probabilities: str, size: int) -> str:
+        one = body.constant(1, np.float32)
+        if self.policy.name == "max_probability":
+            largest = body.add("ReduceMax", probabilities, axes=[-1])
+            scale = body.constant(size / (size - 1), np.float32)
+            return self._clipped(body, body.add("Mul", body.add("Sub", one, largest), scale))
+        two = self._largest(body, probabilities, 2)
+        first = body.add("Gather", two, body.constant([0], np.int64), axis=-1)
+        second = body.add("Gather", two, body.constant([1], np.int64), axis=-1)
+        return self._clipped(body, body.add("Sub", one, body.add("Sub", first, second)))
+
+    def _largest(self, body: _Body, probabilities: str, count: int) -> str:
+        values, indices = f"{body.prefix}largest", f"{body.prefix}largest_indices"
+        number = body.constant([count], np.int64)
+        body.nodes.append(helper.make_node("TopK", [probabilities, number], [values, indices], axis=-1))
+        return values
+
+    def _clipped(self, body: _Body, value: str) -> str:
+        return body.add("Clip", value, body.constant(0, np.float32), body.constant(1, np.float32))
+
+
+def _outputs(manifest: Manifest, suffix: str) -> list[onnx.ValueInfoProto]:
+    labels = len(manifest.label_names) or 1
+    kinds: tuple[tuple[int, list[int]], ...] = (
+        (TensorProto.FLOAT, [1, labels]),
+        (TensorProto.INT64, []),
+        (TensorProto.FLOAT, []),
+    )
+    return [
+        helper.make_tensor_value_info(name + suffix, kind, shape)
+        for name, (kind, shape) in zip(OUTPUTS, kinds, strict=True)
+    ]

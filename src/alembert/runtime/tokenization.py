@@ -1,0 +1,117 @@
+"""Texts to token ids: by the tokenizers library alone, or by transformers. Both give the same ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from alembert.common.errors import InputError
+from alembert.common.files import read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+EncodedText = dict[str, list[int]]
+"""Unpadded `input_ids` and, where the model reads them, `token_type_ids` of one text or pair."""
+
+
+class TextEncoder(Protocol):
+    """Tokenises texts.
+
+    Attributes:
+        fill: what rows are filled up with, by the name of the array: `input_ids` and, where the model reads them,
+            `token_type_ids`.
+    """
+
+    fill: dict[str, int]
+
+    def encode(self, columns: Sequence[Sequence[str]], max_length: int) -> list[EncodedText]:
+        """Token ids of texts (one column) or pairs (two columns), each cut to `max_length` tokens.
+
+        Of a pair the longer text is cut first.
+        """
+        ...
+
+    def added_tokens(self, is_pair: bool) -> int:
+        """How many special tokens a text or pair gets."""
+        ...
+
+
+class TransformersEncoder:
+    """A tokenizer of transformers."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self.fill = {
+            "input_ids": cast(int, tokenizer.pad_token_id),
+            "token_type_ids": int(tokenizer.pad_token_type_id),
+        }
+
+    def encode(self, columns: Sequence[Sequence[str]], max_length: int) -> list[EncodedText]:
+        """As `TextEncoder.encode`."""
+        lists = [list(column) for column in columns]
+        encoding = self._tokenizer(*lists, truncation=True, max_length=max_length, padding=False)
+        names = [name for name in self.fill if name in encoding]
+        return [
+            dict(zip(names, values, strict=True))
+            for values in zip(*(encoding[name] for name in names), strict=True)
+        ]
+
+    def added_tokens(self, is_pair: bool) -> int:
+        """As `TextEncoder.added_tokens`."""
+        return int(self._tokenizer.num_special_tokens_to_add(is_pair))
+
+
+class TokenizersEncoder:
+    """A tokenizer.json, without transformers.
+
+    Args:
+        folder: holds tokenizer.json, and tokenizer_config.json for the side on which texts are cut.
+        reads_token_types: whether the model reads token types.
+        pad_token_id, pad_token_type_id: what rows are filled up with.
+
+    Raises InputError when the file is no tokenizer.
+    """
+
+    def __init__(
+        self, folder: Path, *, reads_token_types: bool, pad_token_id: int, pad_token_type_id: int
+    ) -> None:
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        try:
+            self.tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for a broken file
+            raise InputError(
+                f"{path}: no tokenizer could be read ({error}): copy the whole folder again"
+            ) from error
+        config = folder / "tokenizer_config.json"
+        settings: dict[str, Any] = read_json(config) if config.is_file() else {}
+        self._cut_from = str(settings.get("truncation_side", "right"))
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self._max_length: int | None = None
+        self.fill = {"input_ids": pad_token_id}
+        if reads_token_types:
+            self.fill["token_type_ids"] = pad_token_type_id
+
+    def encode(self, columns: Sequence[Sequence[str]], max_length: int) -> list[EncodedText]:
+        """As `TextEncoder.encode`."""
+        if max_length != self._max_length:
+            self.tokenizer.enable_truncation(max_length, strategy="longest_first", direction=self._cut_from)
+            self._max_length = max_length
+        if len(columns) == 1 and len(columns[0]) == 1:
+            encodings = [self.tokenizer.encode(columns[0][0])]
+        else:
+            inputs: Any = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+            # The fast variant leaves out the characters' offsets, which nobody reads.
+            encodings = self.tokenizer.encode_batch_fast(inputs)
+        if "token_type_ids" in self.fill:
+            return [{"input_ids": one.ids, "token_type_ids": one.type_ids} for one in encodings]
+        return [{"input_ids": one.ids} for one in encodings]
+
+    def added_tokens(self, is_pair: bool) -> int:
+        """As `TextEncoder.added_tokens`."""
+        return int(self.tokenizer.num_special_tokens_to_add(is_pair))

@@ -1,0 +1,120 @@
+"""The repository's own benchmark programs run, on models small enough to say nothing of time."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import alembert
+from alembert.benchmarks.evaluation import task_texts
+from alembert.common.errors import InputError
+
+PROGRAMS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a program by name, as Python finds it when it is run."""
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def test_fastberts_published_inference(
+    program: Any, fast: Path, task: alembert.Task, task_folder: Path, tmp_path: Path
+) -> None:
+    module = program("fastbert_inference")
+    classifier = alembert.AdaptiveClassifier.from_pretrained(fast)
+    texts = task_texts(task, "test")
+    for speed in (0.0, 0.7):
+        for policy in ("entropy", "patience", "learned"):
+            published = module.PublishedInference(
+                classifier.backend.model, classifier.tokenizer, classifier.policy(policy), 32, 64
+            )
+            expected = classifier.predict(texts, speed=speed, policy=policy)
+            found = [published.predict(text, speed) for text in texts]
+            assert [classifier.label_names[label] for label, _ in found] == [one.label for one in expected]
+            assert [layer for _, layer in found] == [one.exit for one in expected]
+    output = tmp_path / "fastbert.json"
+    results = module.main(
+        [str(fast), "--data", str(task_folder), "--speed", "0.7", "--rows", "6", "--repeats", "1",
+         "--padded-length", "48",
+         "--output", str(output)]
+    )  # fmt: skip
+    assert set(results["results"]) == {"published", "torch, one text at a time", "torch, all texts"}
+    for entry in results["results"].values():
+        assert entry["same_exit"] == entry["same_label"] == 1.0
+    assert json.loads(output.read_text())["padded_length"] == 48
+
+
+def test_a_hard_row(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    results = program("hard_row").main(
+        ["--model", "3x24", "--batch", "4x9", "--exits", "1,2", "--precision", "fp32", "--repeats", "1",
+         "--mixed-lengths"]
+    )  # fmt: skip
+    assert list(results["results"]) == [
+        "full model, one graph", "full model, speed 0", "0 of 4 hard", "1 of 4 hard", "2 of 4 hard", "4 of 4 hard"
+    ]  # fmt: skip
+    assert results["results"]["full model, one graph"]["share_of_full_model"] == 1.0
+
+
+def test_what_is_inside_and_outside_the_graphs(program: Any) -> None:
+    arguments = ["--model", "2x24", "--exits", "1", "--precision", "fp32", "--texts", "4", "--speed", "0.5"]
+    (row,) = program("overhead").main(arguments)["results"]
+    assert row["graphs_ms"] > 0 and row["tokenizer_ms"] > 0 and row["rest_ms"] > 0
+    assert 0 < row["outside_share"] < 1
+    assert row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+
+
+def test_what_heads_cost(program: Any) -> None:
+    results = program("exit_head_cost").main(
+        ["--model", "2x24", "--batch", "2x5", "--precision", "fp32", "--repeats", "1"]
+    )
+    assert [row["head"] for row in results["results"]] == ["fastbert", "pooled", "linear"]
+    assert all(row["layer_ms"] > 0 for row in results["results"])
+
+
+def test_libraries_that_run_are_compared_and_the_others_named(
+    program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = program("runtime_backends")
+
+    def unavailable(*_: object) -> Any:
+        raise RuntimeError("no such CPU")
+
+    monkeypatch.setattr(module, "openvino_run", unavailable)
+    names = ["ONNX Runtime fp32", "ONNX Runtime int8", "Alembert int8", "OpenVINO fp32"]
+    only = [flag for name in names for flag in ("--only", name)]
+    results = module.main(["--model", "2x24", "--batch", "2x5", "--repeats", "1", *only])
+    found = {row["candidate"]: row for row in results["results"]}
+    assert list(found) == ["torch fp32", *names[:3]]
+    assert found["ONNX Runtime fp32"]["largest_difference"] < 1e-4
+    assert not any(row["logits_differ"] for row in results["results"])
+    assert results["not_run"] == [
+        {"model": "2x24", "candidate": "OpenVINO fp32", "reason": "RuntimeError: no such CPU"}
+    ]
+
+
+def test_random_models_and_batches(program: Any) -> None:
+    module = program("random_models")
+    assert module.parse_pair(" 12x768") == (12, 768)
+    with pytest.raises(InputError, match="12by768"):
+        module.parse_pair("12by768")
+    lengths = np.array([7, 3])
+    batch = module.random_batch(module.BatchShape(2, 7), lengths)
+    assert batch["attention_mask"].sum(1).tolist() == [7, 3]
+    assert (batch["input_ids"][1, 3:] == 0).all()
+    assert (batch["input_ids"][:, 0] == 2).all()
+    tokenizer = module.random_tokenizer()
+    encoded = tokenizer(module.random_texts(3, 9))["input_ids"]
+    assert [len(ids) for ids in encoded] == [9, 9, 9]
+    assert 1 not in {token for ids in encoded for token in ids}

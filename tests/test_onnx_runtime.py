@@ -1,0 +1,354 @@
+"""Exported models behind `AdaptiveClassifier`: torch's answers, in any batches, from any thread, or a refusal."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from alembert import AdaptiveClassifier, InputError, Task
+from alembert.runtime import onnx_backend
+from alembert.runtime.batching import pad_rows, run_regrouped
+from alembert.runtime.exited import ExitedBatch, array_probabilities, join
+from alembert.runtime.export import export_classifier
+from alembert.runtime.onnx_backend import longest, usable_threads
+from alembert.runtime.policies import POLICIES, PROBLEM_TYPES, ExitPolicy
+from alembert.runtime.tokenization import TokenizersEncoder, TransformersEncoder
+from alembert.runtime.torch_backend import to_probabilities
+
+SPEEDS = (0.0, 0.3, 0.6, 0.9, 1.0)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, fast: Path) -> Path:
+    folder = tmp_path_factory.mktemp("exports") / "fast"
+    export_classifier(fast, folder, precision="fp32")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(exported: Path) -> AdaptiveClassifier:
+    return AdaptiveClassifier.from_pretrained(exported)
+
+
+@pytest.fixture(scope="module")
+def by_torch(fast: Path) -> AdaptiveClassifier:
+    return AdaptiveClassifier.from_pretrained(fast)
+
+
+@pytest.fixture(scope="module")
+def texts(task: Task) -> list[str]:
+    rows = [*task.dataset("test")["text"], *task.dataset("dev")["text"]]
+    return [" ".join([text] * (1 + position % 3)) for position, text in enumerate(rows)]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_answers_and_exits_are_those_of_torch(
+    classifier: AdaptiveClassifier, by_torch: AdaptiveClassifier, texts: list[str], policy: str
+) -> None:
+    seen: set[int] = set()
+    for speed in SPEEDS:
+        how: dict[str, Any] = {"speed": speed, "policy": policy}
+        expected, answers = by_torch.predict(texts, **how), classifier.predict(texts, **how)
+        assert [a.exit for a in answers] == [e.exit for e in expected]
+        assert [a.label for a in answers] == [e.label for e in expected]
+        np.testing.assert_allclose(
+            classifier.predict_proba(texts, **how), by_torch.predict_proba(texts, **how), rtol=0, atol=1e-5
+        )
+        for answer, other in zip(answers, expected, strict=True):
+            assert (answer.uncertainty is None) == (other.uncertainty is None) == (answer.exit == 4)
+            assert answer.uncertainty is None or answer.uncertainty == pytest.approx(
+                other.uncertainty, abs=1e-5
+            )
+        seen |= {answer.exit for answer in answers}
+    assert len(seen) >= 2
+
+
+@pytest.mark.parametrize("policy", ["entropy", "patience", "learned"])
+@pytest.mark.parametrize(("batch_tokens", "window"), [(1, 7), (40, 7), (40, 4096), (200, 20), (4096, 4096)])
+def test_regrouping_changes_neither_answers_nor_order(
+    exported: Path,
+    classifier: AdaptiveClassifier,
+    texts: list[str],
+    policy: str,
+    batch_tokens: int,
+    window: int,
+) -> None:
+    for speed in (0.3, 0.7, 1.0):
+        how: dict[str, Any] = {"speed": speed, "policy": policy}
+        expected = [classifier.predict(text, **how) for text in texts]
+        for regroup in (True, False):
+            other = AdaptiveClassifier.from_pretrained(
+                exported, batch_tokens=batch_tokens, window=window, regroup=regroup, verify=False
+            )
+            answers = other.predict(texts, **how)
+            assert [a.exit for a in answers] == [e.exit for e in expected]
+            assert [a.label for a in answers] == [e.label for e in expected]
+            np.testing.assert_allclose(
+                [a.score for a in answers], [e.score for e in expected], rtol=0, atol=1e-5
+            )
+
+
+@dataclass
+class Rows:
+    positions: np.ndarray
+    segment: int
+    tokens: int
+
+
+class Countdown:
+    """Stands in for a backend: each row has a depth of its own, after which it leaves."""
+
+    def __init__(self, depths: Sequence[int], lengths: Sequence[int]) -> None:
+        self.depths, self.lengths = np.array(depths), np.array(lengths)
+        self.sizes: list[tuple[int, int, int]] = []
+
+    def start(self, batch: dict[str, np.ndarray], positions: np.ndarray) -> Rows:
+        return Rows(positions, 0, int(self.lengths[positions].max()))
+
+    def advance(
+        self, rows: Rows, policy: ExitPolicy, speed: float
+    ) -> tuple[tuple[np.ndarray, ExitedBatch] | None, Rows | None]:
+        self.sizes.append((rows.segment, len(rows.positions), rows.tokens))
+        leaves = self.depths[rows.positions] == rows.segment
+        gone, stay = rows.positions[leaves], rows.positions[~leaves]
+        layers = np.full(len(gone), rows.segment)
+        answers = ExitedBatch(gone[:, None].astype(np.float32), layers, np.zeros(len(gone), np.float32))
+        going_on = Rows(stay, rows.segment + 1, int(self.lengths[stay].max())) if len(stay) else None
+        return ((gone, answers) if len(gone) else None), going_on
+
+    def merge(self, parts: Sequence[Rows]) -> Rows:
+        assert len({part.segment for part in parts}) == 1
+        positions = np.concatenate([part.positions for part in parts])
+        return Rows(positions, parts[0].segment, max(part.tokens for part in parts))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 30)), min_size=1, max_size=60), st.integers(1, 200)
+)
+@settings(max_examples=50, deadline=None)
+def test_regrouped_batches_stay_within_the_limit_and_lose_no_row(
+    rows: list[tuple[int, int]], limit: int
+) -> None:
+    rows = sorted(rows, key=lambda row: -row[1])
+    depths, lengths = zip(*rows, strict=True)
+    backend = Countdown(depths, lengths)
+    batches = []
+    start = 0
+    while start < len(rows):
+        size = max(1, limit // lengths[start])
+        batches.append((np.arange(start, min(start + size, len(rows))), {}))
+        start += size
+    exited = join(run_regrouped(backend, batches, ExitPolicy(), 0.5, limit))
+    assert exited.probabilities[:, 0].tolist() == list(range(len(rows)))
+    assert exited.exit_layers.tolist() == list(depths)
+    for _, count, tokens in backend.sizes:
+        assert count == 1 or count * tokens <= limit
+    # Never more runs of a segment than batch by batch.
+    for segment in range(6):
+        alone = sum(any(depths[p] >= segment for p in positions) for positions, _ in batches)
+        assert sum(ran == segment for ran, _, _ in backend.sizes) <= alone
+
+
+def test_survivors_of_several_batches_run_together(
+    classifier: AdaptiveClassifier, exported: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    for regroup in (True, False):
+        other = AdaptiveClassifier.from_pretrained(exported, batch_tokens=150, regroup=regroup, speed=0.9)
+        advance = other.backend.advance
+
+        def counted(rows: Any, *how: Any, kept: Any = runs[regroup], original: Any = advance) -> Any:
+            kept.append((rows.segment, len(rows.positions)))
+            return original(rows, *how)
+
+        monkeypatch.setattr(other.backend, "advance", counted)
+        other.predict(texts)
+    for segment in range(4):
+        together, alone = (
+            [rows for ran, rows in runs[regroup] if ran == segment] for regroup in (True, False)
+        )
+        assert sum(together) == sum(alone)
+        assert len(together) <= len(alone)
+    assert len(runs[True]) < len(runs[False])
+
+
+def test_threads_share_one_classifier(classifier: AdaptiveClassifier, texts: list[str]) -> None:
+    expected = classifier.predict_proba(texts, speed=0.6)
+    shares = [texts[start::5] for start in range(5)] * 4
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda share: classifier.predict_proba(share, speed=0.6), shares))
+    for index, answer in enumerate(answers):
+        np.testing.assert_allclose(answer, expected[index % 5 :: 5], rtol=0, atol=1e-5)
+
+
+def test_exits_can_be_chosen_and_all_be_looked_at(
+    exported: Path, classifier: AdaptiveClassifier, by_torch: AdaptiveClassifier, fast: Path, texts: list[str]
+) -> None:
+    some = AdaptiveClassifier.from_pretrained(exported, exits=[3, 1], speed=0.7)
+    same = AdaptiveClassifier.from_pretrained(fast, exits=[1, 3], speed=0.7)
+    assert some.exit_layers == (1, 3, 4)
+    assert [a.exit for a in some.predict(texts)] == [a.exit for a in same.predict(texts)]
+    with pytest.raises(InputError, match="no exit after layer 5"):
+        AdaptiveClassifier.from_pretrained(exported, exits=[5])
+    for _, batch in classifier.batches(classifier.encode(texts[:9])):
+        logits, learned = classifier.backend.run_all_exits(batch)
+        expected, expected_learned = by_torch.backend.run_all_exits(batch)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(learned, expected_learned, rtol=0, atol=1e-4)
+        few, few_learned = some.backend.run_all_exits(batch)
+        np.testing.assert_allclose(few, logits[:, [0, 2, 3]], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(few_learned, learned[:, [0, 2]], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(classifier.backend.run_stock(batch), logits[:, -1], rtol=0, atol=1e-5)
+
+
+def test_a_teacher_is_one_segment_and_always_answers_in_full(
+    teacher: Path, tmp_path: Path, texts: list[str]
+) -> None:
+    export_classifier(teacher, tmp_path / "teacher", precision="fp32")
+    classifier = AdaptiveClassifier.from_pretrained(tmp_path / "teacher", threads=1)
+    assert classifier.exit_layers == (4,)
+    assert len(classifier.backend.manifest.segments) == 1
+    classifier.warm_up([3, 500])
+    expected = AdaptiveClassifier.from_pretrained(teacher).predict_proba(texts)
+    for speed in (0.0, 1.0):
+        np.testing.assert_allclose(classifier.predict_proba(texts, speed=speed), expected, rtol=0, atol=1e-5)
+
+
+def test_defaults_and_overrides_are_the_same_as_with_torch(
+    exported: Path, classifier: AdaptiveClassifier, by_torch: AdaptiveClassifier, texts: list[str]
+) -> None:
+    for name in ("max_length", "is_pair", "speed", "label_names", "exit_layers"):
+        assert getattr(classifier, name) == getattr(by_torch, name)
+    assert classifier.policy() == by_torch.policy()
+    how: dict[str, Any] = {"speed": 0.8, "policy": "top_k_entropy", "top_k": 2}
+    expected = [a.exit for a in by_torch.predict(texts, **how)]
+    assert [a.exit for a in AdaptiveClassifier.from_pretrained(exported, **how).predict(texts)] == expected
+    with pytest.raises(InputError, match="trained on single texts"):
+        classifier.predict([("soup", "rain")])
+    with pytest.raises(InputError, match="text 1 is empty"):
+        classifier.predict(["soup", " "])
+    short = AdaptiveClassifier.from_pretrained(exported, max_length=5).encode(texts)
+    assert max(len(row["input_ids"]) for row in short) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_length": 33}, "max length 33: this model was exported for 3 to 32 tokens"),
+        ({"max_length": 2}, "3 to 32"),
+        ({"device": "cuda"}, "runs on the processor"),
+        ({"threads": 0}, "threads=0"),
+        ({"batch_tokens": 0}, "at least 1"),
+        ({"policy": "guess"}, "Unknown exit policy"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(exported: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        AdaptiveClassifier.from_pretrained(exported, **options)
+
+
+def test_folders_that_are_not_whole_are_refused(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    graph = sorted(folder.glob("*.onnx"))[1]
+    content = graph.read_bytes()
+    graph.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=rf"{graph.name}.*checksum"):
+        AdaptiveClassifier.from_pretrained(folder)
+    with pytest.raises(InputError, match=rf"{graph.name}.*ONNX Runtime"):
+        AdaptiveClassifier.from_pretrained(folder, verify=False)
+    other = sorted(folder.glob("*.onnx"))[-1]
+    graph.write_bytes(other.read_bytes())
+    with pytest.raises(InputError, match=rf"{graph.name}.*not what manifest\.json says"):
+        AdaptiveClassifier.from_pretrained(folder, verify=False)
+    graph.unlink()
+    with pytest.raises(InputError, match=rf"{graph.name}.*missing"):
+        AdaptiveClassifier.from_pretrained(folder)
+    graph.write_bytes(content)
+    AdaptiveClassifier.from_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="another tokenizer"):
+        AdaptiveClassifier.from_pretrained(folder)
+    with pytest.raises(InputError, match="no tokenizer could be read"):
+        AdaptiveClassifier.from_pretrained(folder, verify=False)
+
+
+def test_without_onnx_runtime_the_message_says_what_to_install(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"pip install 'alembert\[onnx\]'"):
+        AdaptiveClassifier.from_pretrained(exported)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("max_length", [4, 9, 32])
+def test_both_tokenizers_give_the_same_ids(
+    tiny_encoder: Path, tmp_path: Path, side: str, max_length: int
+) -> None:
+    slow = AutoTokenizer.from_pretrained(tiny_encoder, truncation_side=side)
+    slow.save_pretrained(tmp_path)
+    light = TokenizersEncoder(tmp_path, reads_token_types=True, pad_token_id=0, pad_token_type_id=0)
+    full = TransformersEncoder(AutoTokenizer.from_pretrained(tmp_path))
+    first = ["we saw the soup", "rain", "Über straße 東京 soup!", "a " * 50, "[SEP] [CLS] soup\n\train"]
+    second = ["rain", "the storm was very much there again today", "x", "goal " * 30, "soup"]
+    for columns in ([first], [first, second], [second, first], [first[:1]], [first[:1], second[:1]]):
+        assert light.encode(columns, max_length) == full.encode(columns, max_length)
+    assert light.added_tokens(False) == full.added_tokens(False) == 2
+    assert light.added_tokens(True) == full.added_tokens(True) == 3
+    assert isinstance(light.tokenizer, Tokenizer)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_rows_are_filled_up_to_the_longest(lengths: list[int], with_types: bool) -> None:
+    rows = [
+        {"input_ids": [7 + i] * n} | ({"token_type_ids": [1] * n} if with_types else {})
+        for i, n in enumerate(lengths)
+    ]
+    padded = pad_rows(rows, {"input_ids": 3, "token_type_ids": 2})
+    longest_row = max(lengths)
+    assert set(padded) == {*rows[0], "attention_mask"}
+    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        gap = longest_row - length
+        assert padded["input_ids"][index].tolist() == row["input_ids"] + [3] * gap
+        assert padded["attention_mask"][index].tolist() == [1] * length + [0] * gap
+        if with_types:
+            assert padded["token_type_ids"][index].tolist() == [1] * length + [2] * gap
+    assert all(array.dtype == np.int64 for array in padded.values())
+    assert longest(padded["attention_mask"]) == longest_row
+    assert longest(np.zeros((2, 4), np.int64)) == 1
+
+
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+def test_probabilities_are_those_of_torch(problem_type: str) -> None:
+    logits = np.random.default_rng(0).normal(scale=30, size=(50, 5)).astype(np.float32)
+    logits[0] = [1e4, -1e4, 0, 88, -88]
+    with np.errstate(all="raise", under="ignore"):
+        probabilities = array_probabilities(logits, problem_type)
+    assert probabilities.dtype == np.float32
+    expected = to_probabilities(torch.from_numpy(logits), problem_type).numpy()
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_threads_are_those_that_the_process_may_use(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert usable_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    monkeypatch.setattr(onnx_backend.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
+    assert usable_threads() == 2
+    assert AdaptiveClassifier.from_pretrained(exported).backend.threads == 2
+    assert AdaptiveClassifier.from_pretrained(exported, threads=1).backend.threads == 1

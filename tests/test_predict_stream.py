@@ -1,0 +1,304 @@
+"""`alembert predict` from file to file: in order, resumable, bad rows told, nothing half-written counted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alembert.cli import options
+from alembert.cli.app import run
+from alembert.common.errors import InputError
+from alembert.data.texts import attempt_texts, iterate_texts
+from alembert.runtime.adaptive import Prediction
+from alembert.runtime.prediction_file import PredictionFile
+
+Capture = pytest.CaptureFixture[str]
+
+
+class WordCounter:
+    """Stands in for a classifier: the label is the text's last word, the score its number of words."""
+
+    window = 4
+
+    def __init__(self) -> None:
+        self.texts: list[Any] = []
+
+    def stream(self, texts: Iterable[Any], **how: Any) -> Iterator[Prediction]:
+        for text in texts:
+            self.texts.append(text)
+            words = (" ".join(text) if isinstance(text, tuple) else text).split()
+            yield Prediction(words[-1], len(words) + (how["speed"] or 0), 2, None)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def classifier(monkeypatch: pytest.MonkeyPatch) -> WordCounter:
+    counter = WordCounter()
+    monkeypatch.setattr(options, "load_adaptive", lambda *_, **__: counter)
+    return counter
+
+
+@pytest.fixture
+def predict(model: Path, classifier: WordCounter, tmp_path: Path) -> Callable[..., int]:
+    def call(source: Path, output: str = "labels.jsonl", *more: str) -> int:
+        classifier.texts.clear()
+        return run(["predict", str(model), "--input", str(source), "--output", str(tmp_path / output), *more])
+
+    return call
+
+
+def lines(path: Path, texts: Iterable[str]) -> Path:
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def labels(path: Path) -> list[Any]:
+    if ".jsonl" in path.name:
+        return [json.loads(line)["label"] for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row["label"] for row in csv.DictReader(file, delimiter="\t" if ".tsv" in path.name else ",")]
+
+
+TEXTS = [f"text number {row}" for row in range(19)]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv"])
+def test_a_failed_run_goes_on_when_the_row_is_mended(
+    predict: Callable[..., int], classifier: WordCounter, tmp_path: Path, capfd: Capture, ending: str
+) -> None:
+    source, output = tmp_path / "texts.txt", tmp_path / f"labels.{ending}"
+    assert predict(lines(source, [*TEXTS[:10], " ", *TEXTS[11:]]), output.name) == 2
+    message = capfd.readouterr().err
+    assert "texts.txt, row 11" in message
+    assert "The 8 predictions before are kept" in message
+    assert not output.exists()
+    assert labels(tmp_path / f"labels.{ending}.part") == [str(row) for row in range(8)]
+
+    assert predict(lines(source, TEXTS), output.name) == 0
+    assert classifier.texts == TEXTS[8:]
+    assert labels(output) == [str(row) for row in range(19)]
+    assert sorted(path.name for path in tmp_path.glob("labels*")) == [output.name]
+    resumed = output.read_bytes()
+    assert predict(source, output.name) == 0
+    assert classifier.texts == TEXTS
+    assert output.read_bytes() == resumed
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+@pytest.mark.parametrize(("dies_at", "dying_call"), [("fsync", 3), ("journal", 3), ("journal", 1)])
+def test_what_was_written_when_the_run_was_killed_is_not_counted(
+    predict: Callable[..., int],
+    classifier: WordCounter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+    dies_at: str,
+    dying_call: int,
+) -> None:
+    source, output = lines(tmp_path / "texts.txt", TEXTS), tmp_path / f"labels.{ending}"
+    calls = 0
+
+    def dying(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == dying_call:
+                raise SystemExit(137)
+            return original(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        if dies_at == "fsync":
+            patched.setattr(os, "fsync", dying(os.fsync))
+        else:
+            from alembert.runtime import prediction_file
+
+            patched.setattr(prediction_file, "write_json", dying(prediction_file.write_json))
+        assert predict(source, output.name) == 137
+    part = tmp_path / f"labels.{ending}.part"
+    journal = part.with_name(part.name + ".json")
+    whole = json.loads(journal.read_text())["rows"] if journal.exists() else 0
+    assert whole == 4 * (dying_call - 1)
+    with part.open("a", encoding="utf-8") as file:
+        file.write('{"label": "hal')
+    assert predict(source, output.name) == 0
+    assert classifier.texts == TEXTS[whole:]
+    assert labels(output) == [str(row) for row in range(19)]
+
+
+def test_an_interrupted_run_of_another_job_is_refused_or_thrown_away(
+    predict: Callable[..., int], classifier: WordCounter, model: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    source = lines(tmp_path / "texts.txt", [*TEXTS[:10], "", *TEXTS[11:]])
+    assert predict(source) == 2
+    part = (tmp_path / "labels.jsonl.part").read_bytes()
+    capfd.readouterr()
+    for changed, words in ((["--speed", "0.5"], "another speed (None there, 0.5 now)"), ([], "no longer")):
+        if not changed:
+            lines(source, ["another text", *TEXTS[1:]])
+        assert predict(source, "labels.jsonl", *changed) == 2
+        message = capfd.readouterr().err
+        assert words in message
+        assert "--resume never" in message
+        assert not classifier.texts
+    lines(source, TEXTS[:5])
+    assert predict(source) == 2
+    lines(source, TEXTS)
+    (model / "manifest.json").write_text('{"other": 1}', encoding="utf-8")
+    assert predict(source) == 2
+    assert "another model" in capfd.readouterr().err
+    assert (tmp_path / "labels.jsonl.part").read_bytes() == part
+    assert predict(source, "labels.jsonl", "--resume", "never") == 0
+    assert classifier.texts == TEXTS
+
+
+FAULTY: dict[str, tuple[str, list[tuple[int, str | None]]]] = {
+    "txt": ("a first\n \n\nb fourth\n\n", [(1, "first"), (2, None), (3, None), (4, "fourth")]),
+    "tsv": (
+        "label\ttext\nx\ta second\nb\n\nx\t \nx\tc sixth\n",
+        [(2, "second"), (3, None), (4, None), (5, None), (6, "sixth")],
+    ),
+    "csv": (
+        'text,label\n"a\nthird",x\nb,"x"y\n"",x\none\n,\nc eighth,x\n',
+        [(2, "third"), (4, None), (5, None), (6, None), (7, None), (8, "eighth")],
+    ),
+    "jsonl": (
+        '{"text": \n{"text": "a second"}\n[1]\n{"label": 1}\n{"text": 7}\n{"text": "b sixth"}\n',
+        [(1, None), (2, "second"), (3, None), (4, None), (5, None), (6, "sixth")],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FAULTY)
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_bad_rows_are_told_in_their_place(
+    predict: Callable[..., int],
+    classifier: WordCounter,
+    tmp_path: Path,
+    capfd: Capture,
+    form: str,
+    ending: str,
+) -> None:
+    content, expected = FAULTY[form]
+    source, output = tmp_path / f"texts.{form}", tmp_path / f"labels.{ending}"
+    source.write_text(content, encoding="utf-8")
+    assert predict(source, output.name, "--on-error", "skip", "--json") == 0
+    bad = sum(label is None for _, label in expected)
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["rows"], summary["errors"]) == (len(expected), bad)
+    if ending == "jsonl":
+        records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    else:
+        with output.open(encoding="utf-8", newline="") as file:
+            records = [{name: value or None for name, value in row.items()} for row in csv.DictReader(file)]
+    assert [record["label"] for record in records] == [label for _, label in expected]
+    for record, (row, label) in zip(records, expected, strict=True):
+        assert list(record) == ["label", "score", "exit", "uncertainty", "error"]
+        assert (record["error"] is None) == (label is not None)
+        if label is None:
+            assert f"texts.{form}, row {row}" in record["error"]
+            assert record["score"] is None
+    assert len(classifier.texts) == len(expected) - bad
+
+    capfd.readouterr()
+    assert predict(source, "other.jsonl") == 2
+    first = next(row for row, label in expected if label is None)
+    assert f"row {first}" in capfd.readouterr().err
+    assert not list(tmp_path.glob("other*"))
+
+
+def test_bytes_that_are_no_text_and_files_that_are_no_tables(
+    predict: Callable[..., int], tmp_path: Path, capfd: Capture
+) -> None:
+    source = tmp_path / "texts.txt"
+    source.write_bytes(b"a first\nb \xff second\nc third\n")
+    assert predict(source, "labels.jsonl", "--on-error", "skip") == 0
+    assert labels(tmp_path / "labels.jsonl") == ["first", None, "third"]
+    assert "0xff" in json.loads((tmp_path / "labels.jsonl").read_text().splitlines()[1])["error"]
+    capfd.readouterr()
+    for name, content in (("no.tsv", b"review_text\n1\n"), ("list.jsonl", b"[\n]\n"), ("none.txt", b"")):
+        (tmp_path / name).write_bytes(content)
+        assert predict(tmp_path / name, "more.jsonl", "--on-error", "skip") == 2
+        assert name in capfd.readouterr().err
+    assert not list(tmp_path.glob("more*"))
+
+
+def test_standard_output_takes_files_too(
+    model: Path, classifier: WordCounter, tmp_path: Path, capfd: Capture
+) -> None:
+    source = lines(tmp_path / "texts.txt", ["a first", " ", "c third"])
+    assert run(["predict", str(model), "--input", str(source), "--on-error", "skip"]) == 0
+    assert [json.loads(line)["label"] for line in capfd.readouterr().out.splitlines()] == [
+        "first",
+        None,
+        "third",
+    ]
+    assert run(["predict", str(model), "one text", "another text here"]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        "text\t2.000\texit 2\tone text",
+        "here\t3.000\texit 2\tanother text here",
+    ]
+
+
+def test_strict_and_tolerant_reading_give_the_same_rows(tmp_path: Path) -> None:
+    source = tmp_path / "pairs.csv"
+    source.write_text('text,text_b\na,b\n"c,d",e\n', encoding="utf-8")
+    assert list(iterate_texts(source)) == [("a", "b"), ("c,d", "e")]
+    assert list(attempt_texts(source)) == [(2, ("a", "b")), (3, ("c,d", "e"))]
+    source.write_text("text,text_b\na,b\nc\n", encoding="utf-8")
+    (_, first), (row, second) = attempt_texts(source)
+    assert (first, row) == (("a", "b"), 3)
+    assert isinstance(second, InputError)
+    with pytest.raises(InputError, match="row 3"):
+        list(iterate_texts(source))
+
+
+@given(
+    st.lists(st.text(min_size=1, max_size=8), max_size=20),
+    st.lists(st.integers(1, 6), min_size=1, max_size=8),
+    st.sampled_from(["jsonl", "csv", "tsv"]),
+    st.integers(0, 20),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_interruption_gives_the_same_file(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], sizes: list[int], ending: str, stop: int
+) -> None:
+    """Writes windows of changing size, opens the file anew after `stop` rows, and compares with one run."""
+    folder = tmp_path_factory.mktemp("files")
+    rows = list(enumerate(names))
+
+    def record(name: str) -> dict[str, Any]:
+        return {"label": name, "score": 0.5, "exit": 1, "uncertainty": None}
+
+    whole = PredictionFile(folder / f"whole.{ending}", {"speed": 0.1}, with_errors=False, resume=True)
+    whole.append(names, [record(name) for name in names])
+    whole.finish()
+    file = PredictionFile(folder / f"parts.{ending}", {"speed": 0.1}, with_errors=False, resume=True)
+    reopened = False
+    turn = 0
+    while file.rows < len(names):
+        if file.rows >= stop and not reopened:
+            reopened = True
+            file = PredictionFile(folder / f"parts.{ending}", {"speed": 0.1}, with_errors=False, resume=True)
+            file.skip(iter(rows))
+        window = names[file.rows : file.rows + sizes[turn % len(sizes)]]
+        turn += 1
+        file.append(window, [record(name) for name in window])
+    file.finish()
+    assert (folder / f"parts.{ending}").read_bytes() == (folder / f"whole.{ending}").read_bytes()
