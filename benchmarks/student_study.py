@@ -114,8 +114,8 @@ def main() -> None:
             scores = measure(str(folder), task, arguments.max_length)
             # Several processes may work on one study: what they wrote meanwhile is kept.
             newest = read_json(arguments.json)["students"] if arguments.json.exists() else {}
-            results["students"] = newest | results["students"]
-            results["students"].setdefault(row, {})[str(seed)] = scores
+            newest.setdefault(row, {})[str(seed)] = scores
+            results["students"] = newest
             write_json(arguments.json, results)
             print(f"{row}, seed {seed}: {scores}", flush=True)
 
