@@ -148,7 +148,8 @@ def _print(manifest: Manifest, output: Path, pruning: dict[str, Any] | None) -> 
         megabytes = f"{sizes[manifest.merged.file] / 1e6:.1f}"
         table.add_row(manifest.merged.file, f"1–{manifest.num_layers}", ends, megabytes)
     console.print(table)
-    console.print(f"{output}: {len(sizes)} graphs, tokenizer, manifest.json", soft_wrap=True)
+    graphs = "1 graph" if len(sizes) == 1 else f"{len(sizes)} graphs"
+    console.print(f"{output}: {graphs}, tokenizer, manifest.json", soft_wrap=True)
 
 
 def _pruning_table(pruning: dict[str, Any]) -> Any:
