@@ -26,24 +26,11 @@ def ablate(
     speed: Annotated[
         float, typer.Option(min=0, max=1, help="Speed at which models with exits are judged.")
     ] = 0.5,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            help="A shape such as 4x312 (layers x hidden size), a configuration file, or a checkpoint."
-        ),
-    ] = None,
-    augmented: Annotated[
-        str | None,
-        typer.Option(help="File made by `alembert augment`, to train on in place of the train split."),
-    ] = None,
-    teacher_cache: Annotated[
-        Path | None, typer.Option(help="Folder for the teacher's outputs, computed once for all runs.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="default, paper or code.")] = "default",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="An option that all runs have; repeatable."),
-    ] = None,
+    student: o.StudentOption = None,
+    augmented: o.AugmentedOption = None,
+    teacher_cache: o.TeacherCacheOption = None,
+    preset: o.PresetOption = "default",
+    set_: o.MethodSetOption = None,
     config: o.ConfigOption = None,
     task: o.TaskOption = None,
     text_column: o.TextColumnOption = None,

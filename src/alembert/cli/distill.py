@@ -22,30 +22,15 @@ def distill(
     ],
     output: o.OutputOption,
     data: o.OptionalDataOption = None,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            help="A shape such as 4x312 (layers x hidden size), a configuration file, or a checkpoint."
-        ),
-    ] = None,
-    stages: Annotated[
-        str | None, typer.Option(help="Some of the method's stages, separated by commas.")
-    ] = None,
+    student: o.StudentOption = None,
+    stages: o.StagesOption = None,
     corpus: Annotated[
         str | None, typer.Option(help="File or folder of plain text, for general stages.")
     ] = None,
-    augmented: Annotated[
-        str | None,
-        typer.Option(help="File made by `alembert augment`, to train on in place of the train split."),
-    ] = None,
-    teacher_cache: Annotated[
-        Path | None, typer.Option(help="Folder for the teacher's outputs, computed once for all epochs.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="default, paper or code.")] = "default",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="An option of the method; repeatable."),
-    ] = None,
+    augmented: o.AugmentedOption = None,
+    teacher_cache: o.TeacherCacheOption = None,
+    preset: o.PresetOption = "default",
+    set_: o.MethodSetOption = None,
     config: o.ConfigOption = None,
     task: o.TaskOption = None,
     text_column: o.TextColumnOption = None,

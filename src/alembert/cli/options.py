@@ -108,6 +108,23 @@ ReportToOption = Annotated[list[str] | None, typer.Option(help="Trackers: tensor
 JsonOption = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")]
 
 
+StudentOption = Annotated[
+    str | None,
+    typer.Option(help="A shape such as 4x312 (layers x hidden size), a configuration file, or a checkpoint."),
+]
+StagesOption = Annotated[str | None, typer.Option(help="Some of the method's stages, separated by commas.")]
+AugmentedOption = Annotated[
+    str | None,
+    typer.Option(help="File made by `alembert augment`, to train on in place of the train split."),
+]
+TeacherCacheOption = Annotated[
+    Path | None, typer.Option(help="Folder for the teacher's outputs, computed once for all epochs and runs.")
+]
+PresetOption = Annotated[str, typer.Option(help="default, paper or code.")]
+MethodSetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="An option of the method; repeatable."),
+]
 PolicyOption = Annotated[
     str | None,
     typer.Option(

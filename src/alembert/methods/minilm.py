@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar, TypeVar
 
 from pydantic import Field
@@ -56,9 +57,9 @@ class RelationDistillation(StudentDistillation[RelationOptionsT]):
     stage_names = (GENERAL, TASK_INTERMEDIATE, TASK_PREDICTION)
     general_stages = (GENERAL,)
 
+    @abstractmethod
     def relations(self, student: PreTrainedModel, teacher: PreTrainedModel) -> Objective:
         """The objective on relations."""
-        raise NotImplementedError
 
     def objective(self, stage: str, student: PreTrainedModel, sources: Sources) -> Objective:
         options = self.options

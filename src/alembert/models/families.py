@@ -105,7 +105,7 @@ class BertFamily:
                 run more than once, the first.
             arguments: what its attention was called with, by name.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no scores of its own: transformers' registry gives them")
 
     def _mask(self, create: Callable[..., Any], hidden_states: Tensor, attention_mask: Tensor) -> Any:
         return create(config=self.base.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
