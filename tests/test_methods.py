@@ -193,6 +193,15 @@ def test_presets_resolve_and_can_be_overridden(method: str, preset: str) -> None
     )
 
 
+def test_a_student_with_weights_keeps_them_under_every_preset(tiny_encoder: Path) -> None:
+    method = find_method("distilbert")
+    student = {"student": str(tiny_encoder)}
+    assert resolve(method, "paper", {"student": "2x16"}, {})[0].model_dump()["initialise"] == "layers"
+    assert resolve(method, "paper", student, {})[0].model_dump()["initialise"] is None
+    asked_for = resolve(method, "paper", student | {"initialise": "layers"}, {})[0]
+    assert asked_for.model_dump()["initialise"] == "layers"
+
+
 def test_paper_presets_are_the_papers() -> None:
     options, settings = resolve(FastBert, "paper", {}, {})
     assert options == ExitOptions(placement="all", kl="student||teacher", exit_head="fastbert")

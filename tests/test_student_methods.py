@@ -481,6 +481,8 @@ REFUSED: list[tuple[str, list[str], list[str]]] = [
     ("tinybert", ["--student", "bilstm"], ["tinybert", "BiLSTM", "--method kd"]),
     ("kd", ["--student", "bilstm", "--set", "student_heads=2", "--set", "init_layers=[1]"],
      ["no student_heads, init_layers", "bilstm_hidden_size"]),
+    ("kd", ["--student", "2x16", "--set", "bilstm_hidden_size=8"],
+     ["bilstm_hidden_size=8", "2x16", "--student bilstm"]),
     ("kd", ["--student", "bilstm", "--set", "student_intermediate_size=8"], ["no student_intermediate_size", "4x312"]),
     ("ms-bert", ["--teacher-cache", "cache"], ["ms-bert", "no separate teacher", "--teacher-cache"]),
     ("fastbert", ["--teacher-cache", "cache"], ["fastbert", "no separate teacher", "--teacher-cache"]),

@@ -26,14 +26,9 @@ from alembert.models.families import FAMILIES
 from alembert.models.layered import SUPPORTED_FAMILIES
 from alembert.models.loading import load_classifier
 from alembert.models.multi_exit import MultiExitModel
-from alembert.models.students import (
-    build_student,
-    check_vocabulary,
-    describe_student,
-    encoder_of,
-    parse_shape,
-    usable_heads,
-)
+from alembert.models.student_configuration import parse_shape, usable_heads
+from alembert.models.students import build_student, describe_student, encoder_of
+from alembert.models.vocabulary import check_vocabulary
 
 LABELS = ("no", "maybe", "yes")
 SIZES = {

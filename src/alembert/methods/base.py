@@ -85,6 +85,11 @@ class Method(ABC, Generic[OptionsT]):
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 
+    @classmethod
+    def preset_options(cls, preset: Preset, options: dict[str, Any]) -> dict[str, Any]:
+        """The preset's options overridden by those given."""
+        return preset.options | options
+
     @abstractmethod
     def build_model(self, sources: Sources) -> PreTrainedModel:
         """The model that learns, initialised. Raises InputError for one that the method cannot teach."""
@@ -109,7 +114,9 @@ def resolve(
             f"method {method.name} has no preset {preset!r}: choose one of {', '.join(sorted(method.presets))}"
         )
     chosen = method.presets[preset]
-    resolved = validated(method.options_class, chosen.options | options, f"option of method {method.name}")
+    resolved = validated(
+        method.options_class, method.preset_options(chosen, options), f"option of method {method.name}"
+    )
     defaults = chosen.settings
     if set(getattr(resolved, "stages", None) or ()) & set(method.general_stages):
         defaults = defaults | chosen.general_settings

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from alembert.common.errors import InputError
 from alembert.methods.base import Method, resolve
 from alembert.methods.registry import find_method
-from alembert.methods.student_distillation import BILSTM
+from alembert.models.students import BILSTM
 from alembert.training.run_directory import STEPS, RunDirectory, previous_configuration
 from alembert.training.settings import TrainingSettings
 

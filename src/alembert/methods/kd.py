@@ -11,7 +11,7 @@ from alembert.common.errors import InputError
 from alembert.methods.base import Preset, Sources
 from alembert.methods.prediction import PredictionObjective, SoftLoss
 from alembert.methods.student_distillation import StudentDistillation, StudentOptions, full_model
-from alembert.models.students import build_bilstm
+from alembert.models.students import BILSTM, build_bilstm
 
 
 class KdOptions(StudentOptions):
@@ -49,6 +49,15 @@ class Kd(StudentDistillation[KdOptions]):
             settings={"epochs": 30, "learning_rate": 1e-3, "batch_size": 50, "weight_decay": 0.0},
         ),
     }
+
+    def build_model(self, sources: Sources) -> PreTrainedModel:
+        options = self.options
+        if options.student != BILSTM and "bilstm_hidden_size" in options.model_fields_set:
+            raise InputError(
+                f"bilstm_hidden_size={options.bilstm_hidden_size} is of the student bilstm, and the student is "
+                f"{options.student}: leave it out, or choose --student bilstm"
+            )
+        return super().build_model(sources)
 
     def build_bilstm(self, sources: Sources) -> PreTrainedModel:
         assert sources.task is not None

@@ -11,16 +11,17 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alembert.common.errors import InputError
-from alembert.methods.base import Method, MethodOptions, Sources
+from alembert.methods.base import Method, MethodOptions, Preset, Sources
 from alembert.models.layered import LayeredEncoder
 from alembert.models.loading import load_tokenizer
 from alembert.models.multi_exit import STOCK_HEAD, MultiExitModel
-from alembert.models.students import build_student, check_vocabulary, has_weights, looks_like_shape
+from alembert.models.student_configuration import looks_like_shape
+from alembert.models.students import BILSTM, build_student, has_weights
+from alembert.models.vocabulary import check_vocabulary
 from alembert.training.objective import Objective
 from alembert.training.settings import TrainingSettings
 from alembert.training.stage import Stage
 
-BILSTM = "bilstm"
 GENERAL = "general"
 TASK_INTERMEDIATE = "task-intermediate"
 TASK_PREDICTION = "task-prediction"
@@ -100,6 +101,15 @@ class StudentDistillation(Method[StudentOptionsT]):
     def is_general(self) -> bool:
         """Whether the chosen stages read plain text, and the student has no classification head."""
         return set(self.chosen_stages()) <= set(self.general_stages)
+
+    @classmethod
+    def preset_options(cls, preset: Preset, options: dict[str, Any]) -> dict[str, Any]:
+        """A student that comes with weights keeps them: the preset's initialisation is for the others."""
+        chosen = super().preset_options(preset, options)
+        student = chosen.get("student")
+        if "initialise" not in options and isinstance(student, str) and is_checkpoint(student):
+            chosen.pop("initialise", None)
+        return chosen
 
     def build_model(self, sources: Sources) -> PreTrainedModel:
         options = self.options

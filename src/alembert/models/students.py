@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from alembert.common.errors import InputError
@@ -33,6 +29,14 @@ from alembert.models.initialisation import (
 )
 from alembert.models.layer_mapping import layer_mapping
 from alembert.models.multi_exit import MultiExitModel, check_loading
+from alembert.models.student_configuration import (
+    config_like_teacher,
+    default_problem_type,
+    looks_like_shape,
+    parse_shape,
+    read_config,
+    set_labels,
+)
 
 TASK_HEADS: dict[str, Any] = {
     "classification": AutoModelForSequenceClassification,
@@ -40,35 +44,9 @@ TASK_HEADS: dict[str, Any] = {
     "masked_lm": AutoModelForMaskedLM,
 }
 INITIALISATIONS = ("random", "layers", "embeddings")
-# TinyBERT's feed-forward layers are not four times as wide as its hidden states.
-_TINYBERT_HIDDEN_SIZE, _TINYBERT_INTERMEDIATE_SIZE = 312, 1200
-_ROTARY_FAMILIES = ("modernbert",)
 BILSTM = "bilstm"
 # Of the word vectors that Distilled BiLSTM starts from.
 _WORD_VECTOR_SIZE = 300
-_SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
-# What a teacher's configuration says of the teacher alone.
-_NOT_INHERITED = (
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "id2label",
-    "label2id",
-    "problem_type",
-)
-_SPECIAL_TOKENS = ("pad", "cls", "sep", "mask", "unk", "bos", "eos")
-
-
-def parse_shape(shape: str) -> tuple[int, int]:
-    """Layers and hidden size of a shape: "4x312" → (4, 312).
-
-    Raises InputError when the text is no such shape.
-    """
-    match = _SHAPE.fullmatch(shape)
-    if match is None:
-        raise InputError(f"student shape {shape!r}: write layers x hidden size, such as 4x312 or 6x768")
-    return int(match[1]), int(match[2])
 
 
 def build_student(
@@ -147,14 +125,14 @@ def build_student(
     if is_shape:
         shape = parse_shape(student)
         layers = _chosen_layers(shape[0], teacher, init_layers) if initialise == "layers" else None
-        config = _config_like_teacher(teacher.config, *shape, heads, intermediate_size, layers)
+        config = config_like_teacher(teacher.config, *shape, heads, intermediate_size, layers)
     else:
-        config = _read_config(student, teacher.config)
+        config = read_config(student, teacher.config)
         layers = (
             _chosen_layers(config.num_hidden_layers, teacher, init_layers) if initialise == "layers" else None
         )
     if task_head == "classification":
-        _set_labels(config, label_names, problem_type)
+        set_labels(config, label_names, problem_type)
     with seeded(seed):
         model: PreTrainedModel = TASK_HEADS[task_head].from_config(
             config, dtype=torch.float32, trust_remote_code=False
@@ -212,7 +190,7 @@ def build_bilstm(
         dropout=dropout,
         pad_token_id=_stock(teacher).config.pad_token_id,
     )
-    _set_labels(config, label_names, problem_type)
+    set_labels(config, label_names, problem_type)
     with seeded(seed):
         model = BilstmForSequenceClassification(config)
     if initialise == "embeddings":
@@ -222,50 +200,6 @@ def build_bilstm(
         with torch.no_grad():
             model.embeddings.weight.copy_(project(tokens, components))
     return model
-
-
-def check_vocabulary(
-    student: str,
-    config: PreTrainedConfig,
-    student_tokenizer: PreTrainedTokenizerBase | None,
-    teacher_tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    """Raises InputError when a student cannot read the teacher's token ids.
-
-    Args:
-        student: its name or folder, for the message.
-        config: the student's configuration.
-        student_tokenizer: the one beside the student; where there is none, only the sizes can be compared.
-        teacher_tokenizer: the one that the texts are encoded with.
-    """
-    way_out = (
-        "both must read the same token ids: choose a shape such as 4x312, which has the teacher's vocabulary, "
-        "or a checkpoint that was distilled with the teacher's tokenizer"
-    )
-    if config.vocab_size < len(teacher_tokenizer):
-        raise InputError(
-            f"{student} has embeddings for {config.vocab_size} tokens, the teacher's tokenizer has "
-            f"{len(teacher_tokenizer)}; {way_out}"
-        )
-    if student_tokenizer is None:
-        return
-    ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    if ours != theirs:
-        differing = sum(ours.get(token) != index for token, index in theirs.items())
-        raise InputError(
-            f"{student} has a vocabulary of {len(ours)} tokens, the teacher one of {len(theirs)}, and {differing} of "
-            f"the teacher's tokens have no or another id there; {way_out}"
-        )
-    for name in _SPECIAL_TOKENS:
-        own, other = (
-            getattr(tokenizer, f"{name}_token_id", None)
-            for tokenizer in (student_tokenizer, teacher_tokenizer)
-        )
-        if own != other:
-            raise InputError(
-                f"{student} has a vocabulary of {len(ours)} tokens and the teacher one of {len(theirs)}, but the "
-                f"{name} token has id {own} there and {other} in the teacher; {way_out}"
-            )
 
 
 def describe_student(model: PreTrainedModel) -> dict[str, int | str | None]:
@@ -287,22 +221,8 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     return base
 
 
-def usable_heads(hidden_size: int, family: str) -> list[int]:
-    """The numbers of attention heads that divide a width, ascending; rotary families need heads of even width."""
-    step = 2 if family in _ROTARY_FAMILIES else 1
-    return [heads for heads in range(1, hidden_size + 1) if hidden_size % (heads * step) == 0]
-
-
 def _stock(model: PreTrainedModel) -> PreTrainedModel:
     return model.full_model if isinstance(model, MultiExitModel) else model
-
-
-def looks_like_shape(student: str) -> bool:
-    """Whether a student's name is a shape, well written or not; an existing file or folder only with such a name."""
-    # A mistyped shape such as "4x" is no hub id that anybody means.
-    if Path(student).exists():
-        return _SHAPE.fullmatch(student) is not None
-    return re.fullmatch(r"[\d.\s-]+[xX×*][\d.\s-]*", student) is not None
 
 
 def has_weights(source: str) -> bool:
@@ -313,27 +233,12 @@ def has_weights(source: str) -> bool:
     return path.is_dir() and any(any(path.glob(f"*.{suffix}")) for suffix in ("safetensors", "bin"))
 
 
-def _read_config(source: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
-    config: PreTrainedConfig = loading.load_config(source)
-    if config.model_type not in FAMILIES:
-        raise InputError(
-            f"{source}: a student of type {config.model_type!r} is not supported; "
-            f"supported: {', '.join(FAMILIES)}"
-        )
-    if config.vocab_size < teacher.vocab_size:
-        raise InputError(
-            f"{source}: vocab_size is {config.vocab_size} and the teacher's is {teacher.vocab_size}: "
-            f"set it to {teacher.vocab_size}, for both read the same token ids"
-        )
-    return config
-
-
 def _load_checkpoint(
     source: str, task_head: str, label_names: Sequence[str], problem_type: str | None
 ) -> PreTrainedModel:
     if task_head == "classification":
         return loading.load_encoder(
-            source, label_names=label_names, problem_type=problem_type or _problem_type(label_names)
+            source, label_names=label_names, problem_type=problem_type or default_problem_type(label_names)
         )
     config = loading.load_config(source)
     if config.model_type not in FAMILIES:
@@ -354,103 +259,3 @@ def _chosen_layers(
     student_layers: int, teacher: PreTrainedModel, explicit: Sequence[int] | None
 ) -> tuple[int, ...]:
     return layer_mapping("spread", student_layers, teacher.config.num_hidden_layers, explicit)
-
-
-def _config_like_teacher(
-    teacher: PreTrainedConfig,
-    layers: int,
-    hidden_size: int,
-    heads: int | None,
-    intermediate_size: int | None,
-    init_layers: tuple[int, ...] | None,
-) -> PreTrainedConfig:
-    """The teacher's configuration with other sizes, and with all that in its family depends on them."""
-    family: str = teacher.model_type
-    if family not in FAMILIES:
-        raise InputError(
-            f"a shape takes the teacher's type, and {family!r} is not supported: choose a teacher of one of "
-            f"{', '.join(FAMILIES)}"
-        )
-    names = getattr(teacher, "attribute_map", {})
-    sizes: dict[str, Any] = {
-        "num_hidden_layers": layers,
-        "hidden_size": hidden_size,
-        "num_attention_heads": _checked_heads(teacher, hidden_size, heads),
-        feed_forward_key(teacher): _checked_intermediate_size(teacher, hidden_size, intermediate_size),
-    }
-    same_width = all(sizes[key] == getattr(teacher, key) for key in ("hidden_size", "num_attention_heads"))
-    settings = {key: value for key, value in teacher.to_diff_dict().items() if key not in _NOT_INHERITED}
-    settings |= {names.get(key, key): value for key, value in sizes.items()}
-    settings.pop("model_type", None)
-    if not same_width:
-        settings.pop("attention_head_size", None)
-    if "pooler_hidden_size" in settings:
-        settings["pooler_hidden_size"] = hidden_size
-    embedding_size = getattr(teacher, "embedding_size", None)
-    if embedding_size is not None:
-        # Narrower embeddings keep their width, full ones stay full.
-        is_full = embedding_size == teacher.hidden_size
-        settings["embedding_size"] = hidden_size if is_full else embedding_size
-    if family == "modernbert":
-        types = list(teacher.layer_types)
-        chosen = init_layers or [1 + index % len(types) for index in range(layers)]
-        settings["layer_types"] = [types[layer - 1] for layer in chosen]
-    if family == "albert":
-        settings["num_hidden_groups"] = _albert_groups(teacher, layers, init_layers)
-    return AutoConfig.for_model(family, **settings)
-
-
-def _checked_heads(teacher: PreTrainedConfig, hidden_size: int, heads: int | None) -> int:
-    usable = usable_heads(hidden_size, teacher.model_type)
-    even = " to an even width" if teacher.model_type in _ROTARY_FAMILIES else ""
-    if heads is None:
-        fitting = [number for number in usable if number <= teacher.num_attention_heads]
-        if fitting:
-            return fitting[-1]
-        raise InputError(f"hidden size {hidden_size} cannot be split into heads{even}: choose an even one")
-    if heads not in usable:
-        raise InputError(
-            f"hidden size {hidden_size} cannot be split evenly into {heads} attention heads{even}: "
-            f"choose one of {', '.join(map(str, usable))}"
-        )
-    return heads
-
-
-def _checked_intermediate_size(teacher: PreTrainedConfig, hidden_size: int, size: int | None) -> int:
-    if size is not None:
-        if size < 1:
-            raise InputError(f"intermediate size {size}: choose a positive number, such as {4 * hidden_size}")
-        return size
-    teachers = int(getattr(teacher, feed_forward_key(teacher)))
-    if hidden_size == teacher.hidden_size:
-        return teachers
-    if hidden_size == _TINYBERT_HIDDEN_SIZE:
-        return _TINYBERT_INTERMEDIATE_SIZE
-    return round(hidden_size * teachers / int(teacher.hidden_size))
-
-
-def _albert_groups(teacher: PreTrainedConfig, layers: int, init_layers: tuple[int, ...] | None) -> int:
-    """The fewest groups of layers that let layers of one group start as one teacher group."""
-
-    def group(layer: int, depth: int, groups: int) -> int:
-        return int((layer - 1) / (depth / groups))  # as ALBERT itself divides its layers
-
-    if init_layers is None:
-        return min(int(teacher.num_hidden_groups), layers)
-    sources = [group(layer, teacher.num_hidden_layers, teacher.num_hidden_groups) for layer in init_layers]
-    for groups in range(1, layers):
-        own = [group(layer, layers, groups) for layer in range(1, layers + 1)]
-        if len(set(zip(own, sources, strict=True))) == len(set(own)):
-            return groups
-    return layers
-
-
-def _set_labels(config: PreTrainedConfig, label_names: Sequence[str], problem_type: str | None) -> None:
-    names = list(label_names) or ["value"]
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: index for index, name in enumerate(names)}
-    config.problem_type = problem_type or _problem_type(label_names)
-
-
-def _problem_type(label_names: Sequence[str]) -> str:
-    return "single_label_classification" if label_names else "regression"
