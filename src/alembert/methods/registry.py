@@ -7,6 +7,8 @@ from typing import Any
 from alembert.common.errors import InputError
 from alembert.methods.base import Method
 from alembert.methods.bert_emd import BertEmd
+from alembert.methods.berxit import Berxit
+from alembert.methods.deebert import DeeBert
 from alembert.methods.distilbert import DistilBert
 from alembert.methods.fastbert import FastBert
 from alembert.methods.kd import Kd
@@ -24,6 +26,8 @@ METHODS: dict[str, type[Method[Any]]] = {
         FastBert,
         MsBert,
         Pabee,
+        DeeBert,
+        Berxit,
         Kd,
         TinyBert,
         BertEmd,

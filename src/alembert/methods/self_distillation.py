@@ -1,4 +1,4 @@
-"""What FastBERT and MS-BERT share: exits on a frozen backbone, one backbone pass a batch."""
+"""What all methods of exits share: their places and heads, one backbone pass a batch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from alembert.training.settings import TrainingSettings
 from alembert.training.stage import Stage
 
 
-class ExitOptions(MethodOptions):
-    """Options of every method that trains exits on a frozen backbone.
+class PlacementOptions(MethodOptions):
+    """Options of every method that trains exits.
 
     Attributes:
         placement: splicing strategy: `every_k`, `last_k` or `all` (MS-BERT, Fig. 2).
@@ -32,8 +32,6 @@ class ExitOptions(MethodOptions):
         exit_head: `fastbert`, `pooled` or `linear`.
         exit_head_size: inner width of FastBERT heads.
         learned_exit: also train the layer that foresees an exit's mistakes (BERxiT), for the `learned` policy.
-        kl: direction of the divergence; "student||teacher" is KL(p_s ‖ p_t).
-        temperature: softens both sides; the loss is scaled by its square.
     """
 
     placement: Literal["every_k", "last_k", "all"] = "every_k"
@@ -42,6 +40,16 @@ class ExitOptions(MethodOptions):
     exit_head: Literal["fastbert", "pooled", "linear"] = "fastbert"
     exit_head_size: int = Field(128, ge=2)
     learned_exit: bool = False
+
+
+class ExitOptions(PlacementOptions):
+    """Options of every method whose exits learn from the full model's answers.
+
+    Attributes:
+        kl: direction of the divergence; "student||teacher" is KL(p_s ‖ p_t).
+        temperature: softens both sides; the loss is scaled by its square.
+    """
+
     kl: Literal["student||teacher", "teacher||student", "symmetric"] = "student||teacher"
     temperature: float = Field(1.0, gt=0)
 
@@ -73,10 +81,11 @@ class SelfDistillationObjective(Objective):
 
 
 def mistake_loss(mistake_logits: Tensor, exit_logits: Tensor, logits: Tensor, problem_type: str) -> Tensor:
-    """BERxiT's learning-to-exit loss (Xin et al., EACL 2021, section 3.2), without labels.
+    """BERxiT's learning-to-exit loss (Xin et al., EACL 2021, section 3.2).
 
-    MSE between sigmoid(mistake_logits) (E, rows) and 1 where an exit's answer differs from the full model's;
-    for regression the target is |tanh(ŷ_exit − ŷ_full)|. Mean over exits and rows; no gradient reaches the exits.
+    MSE between sigmoid(mistake_logits) (E, rows) and 1 where an exit's answer differs from that of `logits`: the full
+    model's, where there are no labels, or `labels_as_logits`, as printed. For regression the target is
+    |tanh(ŷ_exit − ŷ)|. Mean over exits and rows; no gradient reaches the exits.
     """
     exit_logits, logits = exit_logits.detach(), logits.detach()
     if problem_type == "regression":
@@ -88,10 +97,18 @@ def mistake_loss(mistake_logits: Tensor, exit_logits: Tensor, logits: Tensor, pr
     return functional.mse_loss(torch.sigmoid(mistake_logits), target)
 
 
-ExitOptionsT = TypeVar("ExitOptionsT", bound=ExitOptions)
+def labels_as_logits(labels: Tensor, logits: Tensor, problem_type: str) -> Tensor:
+    """Logits whose answers are the labels, shaped like `logits` (rows, labels): what `mistake_loss` compares with."""
+    if problem_type == "single_label_classification":
+        return functional.one_hot(labels.long(), logits.shape[-1]).to(logits.dtype)
+    values = labels.to(logits.dtype).reshape(logits.shape)
+    return values if problem_type == "regression" else 2 * values - 1
 
 
-class SelfDistillation(Method[ExitOptionsT]):
+PlacementOptionsT = TypeVar("PlacementOptionsT", bound=PlacementOptions)
+
+
+class SelfDistillation(Method[PlacementOptionsT]):
     """Stage B: backbone and final head are frozen, student exits learn from them.
 
     Attributes:
