@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from alembert import AdaptiveClassifier, InputError, Task, load_task
-from alembert.benchmarks.calibration import SPEEDS, calibrate, store
+from alembert.benchmarks.calibration import SPEEDS, NothingCertifiedError, calibrate, store
 from alembert.benchmarks.evaluation import ExitAnswers, collect_exit_answers, task_texts
 from alembert.benchmarks.replayed_exits import ReplayedExits, exit_uncertainties
 from alembert.benchmarks.risk_budget import RiskBudget
@@ -388,6 +388,49 @@ def test_per_class_reports_every_class(classifier: AdaptiveClassifier, many: Tas
     assert sum(entry["rows"] for entry in found["classes"]) == found["rows"]
     assert max(entry["risk"] for entry in found["classes"]) == found["at_speed"]["risk"]
     assert all(entry["p_value"] <= 0.05 for entry in found["classes"]) or found["speed"] == 0
+
+
+def test_the_drop_can_be_against_another_model(
+    classifier: AdaptiveClassifier, many: Task, teacher: Path, results: dict[str, Any]
+) -> None:
+    budget = RiskBudget(most=0.1)
+    names = {"model_name": "fast", "data_name": "topics"}
+    itself = calibrate(classifier, many, "dev", budget, reference=classifier, reference_name="fast", **names)
+    assert (itself["reference"], results["reference"]) == ("fast", None)
+    assert [row["risk"] for row in itself["curve"]] == [row["risk"] for row in results["curve"]]
+    assert itself["speed"] == results["speed"]
+    assert itself["curve"][0]["p_value"] is not None and results["curve"][0]["p_value"] is None
+
+    other = AdaptiveClassifier.from_pretrained(teacher)
+    labels = np.asarray(many.dataset("dev")["labels"])
+    texts = task_texts(many, "dev")
+    right = {
+        name: np.array([many.label_names.index(answer.label) for answer in model.predict(texts)]) == labels
+        for name, model in (("fast", classifier), ("teacher", other))
+    }
+    found = calibrate(classifier, many, "dev", RiskBudget(most=0.9), reference=other, **names)
+    assert found["curve"][0]["risk"] == pytest.approx(right["teacher"].mean() - right["fast"].mean())
+
+    plain = calibrate(other, many, "dev", budget, reference=other, **names)
+    assert (plain["speed"], plain["exits"], len(plain["curve"])) == (0.0, [], 1)
+
+
+def test_a_model_that_is_worse_than_the_reference_at_full_depth_is_not_certified(
+    classifier: AdaptiveClassifier, many: Task
+) -> None:
+    worse = copy.copy(classifier)
+    worse.backend = copy.copy(classifier.backend)
+
+    def other_answers(batch: Any) -> Any:
+        logits, learned = classifier.backend.run_all_exits(batch)
+        return logits.roll(1, -1), learned
+
+    worse.backend.run_all_exits = other_answers
+    with pytest.raises(NothingCertifiedError, match="full model itself") as error:
+        calibrate(
+            worse, many, "dev", RiskBudget(most=0.1), reference=classifier, model_name="w", data_name="topics"
+        )
+    assert "--max-drop" in str(error.value)
 
 
 def test_requests_that_cannot_be_met_are_refused(

@@ -41,6 +41,10 @@ SPEEDS: tuple[float, ...] = tuple(
 where the uncertainties of sharp exits lie."""
 
 
+class NothingCertifiedError(InputError):
+    """Not even speed 0 keeps to the budget."""
+
+
 def calibrate(
     classifier: AdaptiveClassifier,
     task: Task,
@@ -49,6 +53,8 @@ def calibrate(
     *,
     model_name: str,
     data_name: str,
+    reference: AdaptiveClassifier | None = None,
+    reference_name: str | None = None,
     policy: str | None = None,
     top_k: int | None = None,
     renormalise: bool | None = None,
@@ -70,6 +76,9 @@ def calibrate(
         split: which split.
         budget: risk, limit, confidence, mode; `RiskBudget()` unless given.
         model_name, data_name: for the record.
+        reference: another model, run at its full depth, that drop and disagreement are against: the teacher of a
+            model whose own full answers are not the teacher's. With it a model without exits can be tested too.
+        reference_name: for the record.
         policy, top_k, renormalise: over the classifier's.
         speeds: to be tested, in [0, 1]; they must be chosen without looking at the rows.
         progress: called with a description, steps done and steps in all.
@@ -78,16 +87,19 @@ def calibrate(
         The record of `calibration.json`, as docs/calibration.md describes it.
 
     Raises:
+        NothingCertifiedError: not even speed 0 keeps to the budget.
         InputError: the model has no exits, a setting is wrong, or the rows are too few to certify anything.
     """
     budget = budget or RiskBudget()
     budget.check(task.problem_type)
-    if len(classifier.exit_layers) == 1:
+    if len(classifier.exit_layers) == 1 and reference is None:
         raise InputError(
             f"{model_name} has no exits, so there is no speed to calibrate: distil one with exits"
         )
     tested_speeds = sorted({check_speed(speed) for speed in speeds} - {0.0})
-    if not tested_speeds:
+    if len(classifier.exit_layers) == 1:
+        tested_speeds = []
+    elif not tested_speeds:
         raise InputError("no speeds to test: give at least one above 0")
     chosen = classifier.policy(policy, top_k, renormalise)
     labels = np.asarray(task.dataset(split)["labels"])
@@ -98,17 +110,30 @@ def calibrate(
     answers = collect_answers(
         classifier, task_texts(task, split), lambda done, total: notify("running every exit", done, total)
     )
-    replayed = ReplayedExits(answers, chosen, labels)
+    reference_logits = None
+    if reference is not None:
+        reference_logits = collect_answers(
+            reference,
+            task_texts(task, split),
+            lambda done, total: notify("running the reference", done, total),
+        ).logits[:, -1]
+    replayed = ReplayedExits(answers, chosen, labels, reference_logits)
     test = _RiskTest(replayed, groups, budget, budget.loss_kind(task.problem_type))
     # A drop or a disagreement of the full model with itself needs no test.
-    order = tested_speeds if budget.risk != TASK_ERROR else [0.0, *tested_speeds]
+    own_answers = reference is None and budget.risk != TASK_ERROR
+    order = tested_speeds if own_answers else [0.0, *tested_speeds]
     values = fixed_sequence(test.p_values(order, notify), budget.level)
     passed = sum(value <= budget.level for value in values)
-    if passed == 0 and budget.risk == TASK_ERROR:
-        raise InputError(
+    if passed == 0 and not own_answers:
+        own = (
+            ""
+            if reference is not None
+            else ", or take the risk accuracy-drop, which compares with the full model"
+        )
+        raise NothingCertifiedError(
             f"{data_name}, {split}: the full model itself cannot be shown to keep to {budget.most:g}: its "
-            f"{'worst ' if budget.per_class else ''}error is {test.risk(0.0):.4f} here. Allow more (--max-drop), "
-            "or take the risk accuracy-drop, which compares with the full model"
+            f"{'worst ' if budget.per_class else ''}{budget.risk} is {test.risk(0.0):.4f} here. "
+            f"Allow more (--max-drop){own}"
         )
     speed = order[passed - 1] if passed else 0.0
 
@@ -131,6 +156,7 @@ def calibrate(
         "alembert_version": version("alembert"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model_name,
+        "reference": reference_name if reference is not None else None,
         "speed": speed,
         "policy": chosen.name,
         "top_k": chosen.top_k,

@@ -29,13 +29,17 @@ class ReplayedExits:
         answers: of every exit.
         policy: resolved for the model's labels.
         labels: (rows,) class ids or values, (rows, labels) of 0 and 1 for several labels.
+        reference: logits (rows, labels) of the model that answers are compared with; the full model's when absent.
 
     Attributes:
         rows: how many texts there are.
         uncertainties: (rows, exits − 1) float32, as `exit_uncertainties` gives them.
     """
 
-    def __init__(self, answers: ExitAnswers, policy: ExitPolicy, labels: Array) -> None:
+    def __init__(
+        self, answers: ExitAnswers, policy: ExitPolicy, labels: Array, reference: Array | None = None
+    ) -> None:
+        self._reference = answers.logits[:, -1] if reference is None else reference
         self._logits, self._labels, self._problem_type = answers.logits, labels, policy.problem_type
         self.rows = len(labels)
         self.uncertainties = exit_uncertainties(answers, policy)
@@ -52,7 +56,7 @@ class ReplayedExits:
 
     def losses(self, speed: float, budget: RiskBudget) -> NDArray[np.float64]:
         """The loss (rows,) of each text at a speed; its mean is the risk."""
-        early, full = self.logits(speed), self._logits[:, -1]
+        early, full = self.logits(speed), self._reference
         if budget.risk == DISAGREEMENT:
             return self._distance(early, self._decisions(full), budget.scale)
         wrong = self._distance(early, self._labels, budget.scale)
@@ -95,7 +99,7 @@ def exit_uncertainties(answers: ExitAnswers, policy: ExitPolicy) -> NDArray[np.f
         learned = None if answers.learned_uncertainties is None else answers.learned_uncertainties[:, index]
         uncertainty, history = policy.uncertainty(probabilities, history, learned)
         columns.append(np.asarray(uncertainty, np.float32))
-    return np.stack(columns, axis=1)
+    return np.stack(columns, axis=1) if columns else np.empty((len(answers.logits), 0), np.float32)
 
 
 class ExitCosts:

@@ -23,6 +23,12 @@ def calibrate(
         typer.Option("--max-drop", help="The most risk that is allowed; 0.01 is one point of accuracy."),
     ] = 0.01,
     confidence: Annotated[float, typer.Option(help="How sure that must be, such as 0.95.")] = 0.95,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure the drop against this model at full depth, such as the teacher, not the model's own."
+        ),
+    ] = None,
     risk: Annotated[
         str,
         typer.Option(
@@ -98,6 +104,12 @@ def calibrate(
         # The test split is for telling how good the calibrated model is, so it must not choose the speed.
         chosen_split = "dev"
     loaded = o.limit_rows(loaded, {chosen_split: max_rows}, seed)
+    teacher = None if reference is None else o.load_adaptive(reference, speed=0.0, batch_tokens=batch_tokens)
+    if teacher is not None and teacher.label_names != classifier.label_names:
+        raise InputError(
+            f"--reference {reference} has the labels {', '.join(teacher.label_names)}, {run} has "
+            f"{', '.join(classifier.label_names)}: both must have the same, in the same order"
+        )
     with ProgressBars() as notify:
         results = run_calibration(
             classifier,
@@ -106,6 +118,8 @@ def calibrate(
             budget,
             model_name=str(run) if not Path(run).is_absolute() else Path(run).name,
             data_name=loaded.name,
+            reference=teacher,
+            reference_name=None if reference is None else Path(reference).name,
             policy=policy,
             top_k=top_k,
             renormalise=renormalise,
