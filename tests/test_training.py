@@ -113,6 +113,19 @@ def train(
     return model, histories["finetune"]
 
 
+def test_a_stage_ends_when_its_time_is_up_and_stays_ended(
+    tiny_encoder: Path, task: Task, tmp_path: Path
+) -> None:
+    short = {"epochs": 2000, "max_minutes": 0.02}
+    stopped, history = train(tiny_encoder, task, tmp_path / "short", **short)
+    assert 1 <= history["global_step"] < 2000 * 4
+    again, same = train(tiny_encoder, task, tmp_path / "short", **short)
+    assert same["global_step"] == history["global_step"]
+    assert distance(stopped, again) == 0.0
+    _, whole = train(tiny_encoder, task, tmp_path / "whole", max_minutes=60)
+    assert whole["global_step"] == 4
+
+
 def distance(first: torch.nn.Module, second: torch.nn.Module) -> float:
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     return sum(float((one - other).detach().square().sum()) for one, other in pairs) ** 0.5

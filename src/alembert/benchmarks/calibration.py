@@ -42,7 +42,15 @@ where the uncertainties of sharp exits lie."""
 
 
 class NothingCertifiedError(InputError):
-    """Not even speed 0 keeps to the budget."""
+    """Not even speed 0 keeps to the budget.
+
+    Attributes:
+        risk: what was seen at speed 0.
+    """
+
+    def __init__(self, message: str, risk: float) -> None:
+        super().__init__(message)
+        self.risk = risk
 
 
 def calibrate(
@@ -133,7 +141,8 @@ def calibrate(
         raise NothingCertifiedError(
             f"{data_name}, {split}: the full model itself cannot be shown to keep to {budget.most:g}: its "
             f"{'worst ' if budget.per_class else ''}{budget.risk} is {test.risk(0.0):.4f} here. "
-            f"Allow more (--max-drop){own}"
+            f"Allow more (--max-drop){own}",
+            test.risk(0.0),
         )
     speed = order[passed - 1] if passed else 0.0
 

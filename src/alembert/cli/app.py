@@ -24,6 +24,7 @@ COMMANDS = (
     "ablate",
     "evaluate",
     "calibrate",
+    "compress",
     "benchmark",
     "export",
     "predict",

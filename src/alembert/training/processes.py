@@ -28,3 +28,9 @@ def mean_over_processes(values: Tensor) -> Tensor:
     total = values.clone()
     torch.distributed.all_reduce(total)
     return total / torch.distributed.get_world_size()
+
+
+def in_any_process(flag: bool) -> bool:
+    """Whether the flag is up in this process or in another one."""
+    raised = torch.tensor(float(flag), device=PartialState().device)
+    return bool(mean_over_processes(raised) > 0)

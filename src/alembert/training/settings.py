@@ -27,6 +27,8 @@ class TrainingSettings(BaseModel):
         early_stopping_patience: stop after this many evaluations without gain; needs evaluate_every_epoch.
         checkpoint_steps: optimiser steps between checkpoints, beside one per evaluation; None = one per epoch,
             on plain text every 1000.
+        max_minutes: the stage ends, with the weights that it has, after the step in which it has been trained for
+            this long, counted anew after a resume; None = it ends with its epochs.
         seed: of initialisation, dropout and order of the data.
 
     Example:
@@ -53,6 +55,7 @@ class TrainingSettings(BaseModel):
     evaluate_every_epoch: bool = False
     early_stopping_patience: int | None = Field(None, ge=1)
     checkpoint_steps: int | None = Field(None, ge=1)
+    max_minutes: float | None = Field(None, gt=0)
     seed: int = Field(42, ge=0)
 
     @model_validator(mode="after")

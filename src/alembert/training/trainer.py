@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import (
 
 from alembert.common.errors import InputError
 from alembert.training.checkpoints import complete_checkpoints, mark_complete, mark_last, remove_checkpoints
+from alembert.training.processes import in_any_process
 from alembert.training.sampling import EpochSampler
 from alembert.training.stage import Stage
 from alembert.training.stage_model import StageModel
@@ -92,6 +94,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        if stage.settings.max_minutes is not None:
+            self.add_callback(_TimeLimit(60 * stage.settings.max_minutes))
         if stage.settings.early_stopping_patience is not None and evaluates:
             self.add_callback(EarlyStoppingCallback(stage.settings.early_stopping_patience))
         if stage.teacher is not None and teacher is None:
@@ -173,6 +177,21 @@ class _Checkpoints(TrainerCallback):  # type: ignore[misc]
         mark_complete(checkpoint)
         best = [] if state.best_model_checkpoint is None else [Path(state.best_model_checkpoint)]
         remove_checkpoints(args.output_dir, keep=[*complete_checkpoints(args.output_dir)[-_KEPT:], *best])
+
+
+class _TimeLimit(TrainerCallback):  # type: ignore[misc]
+    """Ends the training, with a checkpoint that says so, after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self._end = time.monotonic() + self.seconds
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        # All processes must stop at the same step.
+        if in_any_process(time.monotonic() >= self._end):
+            control.should_save = control.should_training_stop = True
 
 
 class _SetEpoch(TrainerCallback):  # type: ignore[misc]

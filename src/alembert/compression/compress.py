@@ -1,0 +1,458 @@
+"""From a model and data to the fastest model within an accuracy budget: train, export, calibrate, measure, choose."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from alembert.benchmarks.comparison import benchmark
+from alembert.benchmarks.comparison_settings import BenchmarkSettings
+from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
+from alembert.common.errors import InputError
+from alembert.common.files import read_json, write_json
+from alembert.compression.candidates import (
+    Certificate,
+    certification_mode,
+    certify,
+    dominated,
+    export_once,
+    split_confidence,
+)
+from alembert.compression.durations import format_duration
+from alembert.compression.plan import RECIPES, TEACHER, PlannedTraining, make_plan, measure_pace, reserve
+from alembert.compression.work_clock import WorkClock
+from alembert.data.task import Task
+from alembert.methods.distillation import distill
+from alembert.models.loading import (
+    NoTrainedHeadError,
+    load_classifier,
+    load_encoder,
+    load_tokenizer,
+    run_configuration,
+    weights_fingerprint,
+)
+from alembert.runtime.adaptive import AdaptiveClassifier
+from alembert.training.finetuning import finetune
+from alembert.training.settings import TrainingSettings
+
+Progress = Callable[[str, int, int], None]
+STATE, CLOCK, SUMMARY = "compress.json", "clock.json", "summary.json"
+DONE, SKIPPED, FAILED = "done", "skipped", "failed"
+_DEFAULT_MAX_LENGTH = 128
+_SUFFIX = "-int8"
+logger = logging.getLogger("alembert")
+
+
+def compress(
+    model: str,
+    task: Task,
+    output_dir: str | Path,
+    *,
+    max_drop: float = 0.01,
+    confidence: float = 0.95,
+    min_speedup: float | None = None,
+    budget: float | None = None,
+    max_length: int | None = None,
+    seed: int = 42,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Leaves in `best/` the fastest model found whose accuracy is at most `max_drop` below the teacher's.
+
+    Whatever is finished stays: after a crash, Ctrl-C or a reboot the same call goes on.
+
+    Args:
+        model: folder or hub id of a fine-tuned classifier, the teacher; or of a pretrained encoder, which is fine-tuned
+            first.
+        task: with train and dev splits. Dev is for calibration alone: nothing is trained or chosen on it but the
+            models' speeds. A test split, where there is one, gives the figures of the summary.
+        output_dir: for everything.
+        max_drop: the most accuracy that may be lost, as a share: 0.01 is one point.
+        confidence: how sure that must be, over all models tried together.
+        min_speedup: texts per second that the result must have at least, as a multiple of the teacher's.
+        budget: seconds for the whole work, over all sessions; None = as long as it takes.
+        max_length: longer texts are cut to this many tokens; the teacher's own, else 128, when absent.
+        seed: of all trainings and samples.
+        overwrite: replace what `output_dir` holds.
+        progress: called with a description, steps done and steps in all.
+
+    Returns:
+        What summary.json holds: "verdict", "met", "best", "candidates", "plan", "benchmark" (the file), "seconds".
+
+    Raises:
+        InputError: something given cannot serve; another work lies in `output_dir`; the ONNX extra is missing.
+
+    Example:
+        >>> from alembert.compression.compress import compress  # doctest: +SKIP
+        >>> compress("runs/teacher", task, "small", max_drop=0.01)["verdict"]  # doctest: +SKIP
+    """
+    work = _Work(
+        model, task, Path(output_dir), RiskBudget(most=max_drop, confidence=confidence), min_speedup, budget,
+        max_length, seed, overwrite, progress or (lambda *_: None),
+    )  # fmt: skip
+    with WorkClock(work.folder / CLOCK) as clock:
+        return work.run(clock)
+
+
+class _Work:
+    """One call of `compress`: its inputs, and the record of what is done."""
+
+    def __init__(
+        self,
+        model: str,
+        task: Task,
+        folder: Path,
+        risk: RiskBudget,
+        min_speedup: float | None,
+        budget: float | None,
+        max_length: int | None,
+        seed: int,
+        overwrite: bool,
+        progress: Progress,
+    ) -> None:
+        self.model, self.task, self.folder, self.risk = model, task, folder, risk
+        self.min_speedup, self.budget, self.seed, self.progress = min_speedup, budget, seed, progress
+        self._check()
+        trained = run_configuration(model).get("settings", {})
+        self.max_length = max_length or int(trained.get("max_length", _DEFAULT_MAX_LENGTH))
+        self.state = self._open(overwrite)
+
+    def _check(self) -> None:
+        self.risk.check(self.task.problem_type)
+        for name, what in (("onnxruntime", "ONNX Runtime"), ("onnx", "onnx")):
+            if find_spec(name) is None:
+                raise InputError(f'{what} is not installed, which exports need: pip install "alembert[onnx]"')
+        for split in ("train", "dev"):
+            if split not in self.task.splits:
+                raise InputError(
+                    f"{self.task.name}: there is no {split} split, which compressing needs: add one"
+                )
+        if self.min_speedup is not None and self.min_speedup <= 0:
+            raise InputError(f"min_speedup is {self.min_speedup}: it must be above 0, such as 4")
+
+    def _open(self, overwrite: bool) -> dict[str, Any]:
+        configuration = {
+            "model": str(self.model),
+            "model_files": weights_fingerprint(str(self.model)),
+            "task": self.task.describe(),
+            "max_drop": self.risk.most,
+            "confidence": self.risk.confidence,
+            "min_speedup": self.min_speedup,
+            "budget_seconds": self.budget,
+            "max_length": self.max_length,
+            "seed": self.seed,
+        }
+        path = self.folder / STATE
+        if path.exists():
+            state: dict[str, Any] = read_json(path)
+            differing = [
+                key for key, value in configuration.items() if state["configuration"].get(key) != value
+            ]
+            if not differing:
+                return state
+            if not overwrite:
+                raise InputError(
+                    f"{self.folder} holds another work: {', '.join(differing)} differ. Give another --output, or "
+                    "--overwrite to begin anew"
+                )
+        elif self.folder.exists() and any(self.folder.iterdir()) and not overwrite:
+            raise InputError(f"{self.folder} is not empty: give another --output, or --overwrite")
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        state = {"configuration": configuration, "plan": None, "trainings": {}}
+        write_json(path, state)
+        return state
+
+    def run(self, clock: WorkClock) -> dict[str, Any]:
+        plan = self._plan()
+        for training in plan:
+            self._train(training, clock)
+        exports = self._export()
+        certificates = self._certify(exports)
+        rows = self._benchmark(exports, certificates)
+        summary = self._choose(exports, certificates, rows, clock)
+        write_json(self.folder / SUMMARY, summary)
+        return summary
+
+    def _plan(self) -> list[PlannedTraining]:
+        """Made once, so that a resumed work does what the first session announced."""
+        if self.state["plan"] is None:
+            try:
+                teacher, needs_finetuning = load_classifier(self.model), False
+            except NoTrainedHeadError:
+                names, kind = self.task.label_names, self.task.problem_type
+                teacher, needs_finetuning = (
+                    load_encoder(self.model, label_names=names, problem_type=kind),
+                    True,
+                )
+            pace = measure_pace(teacher, load_tokenizer(self.model), self.task, self.max_length, self.seed)
+            plan = make_plan(
+                teacher,
+                self.task,
+                pace,
+                needs_finetuning=needs_finetuning,
+                max_length=self.max_length,
+                budget=self.budget,
+                seed=self.seed,
+                recipes=RECIPES,
+            )
+            after = reserve(self.task, pace, len(plan))
+            self.state |= {
+                "plan": [training.as_json() for training in plan],
+                "needs_finetuning": needs_finetuning,
+                "seconds_after_training": after,
+            }
+            self._save()
+        plan = [PlannedTraining(**training) for training in self.state["plan"]]
+        self._announce(plan)
+        return plan
+
+    def _announce(self, plan: list[PlannedTraining]) -> None:
+        after = self.state["seconds_after_training"]
+        seconds = sum(training.seconds for training in plan) + after
+        for training in plan:
+            what = training.method if training.student is None else f"{training.method}, {training.student}"
+            logger.info(
+                "%s (%s): %s epochs, about %s",
+                training.name, what, training.settings["epochs"], format_duration(training.seconds),
+            )  # fmt: skip
+        allowed = "" if self.budget is None else f" of {format_duration(self.budget)}"
+        logger.info("All of it takes about %s%s.", format_duration(seconds), allowed)
+        if self.budget is not None and seconds > self.budget:
+            logger.warning("Even the shortest plan may take longer than %s.", format_duration(self.budget))
+
+    def _train(self, training: PlannedTraining, clock: WorkClock) -> None:
+        record = self.state["trainings"].get(training.name)
+        if record is not None and record["status"] != DONE:
+            return
+        if record is None and training.teacher is not None:
+            reason = self._reason_to_skip(training, clock)
+            if reason is not None:
+                self._note(training.name, SKIPPED, reason, 0.0)
+                return
+        started = clock.seconds
+        try:
+            self._run_training(training)
+        except InputError as error:
+            if training.method == "finetune":
+                raise
+            self._note(training.name, FAILED, str(error), clock.seconds - started)
+            return
+        if record is None:
+            self._note(training.name, DONE, None, clock.seconds - started)
+
+    def _reason_to_skip(self, training: PlannedTraining, clock: WorkClock) -> str | None:
+        taught_by = self.state["trainings"].get(training.teacher)
+        if training.teacher != TEACHER and (taught_by is None or taught_by["status"] != DONE):
+            return f"there is no {training.teacher} to start from"
+        if self.budget is None:
+            return None
+        left = self.budget - clock.seconds - self.state["seconds_after_training"]
+        if left < training.seconds / 2:
+            return f"{format_duration(max(0.0, left))} were left, and it takes {format_duration(training.seconds)}"
+        return None
+
+    def _run_training(self, training: PlannedTraining) -> None:
+        output = self._run(training.name)
+        if training.method == "finetune":
+            finetune(self.model, self.task, output, settings=TrainingSettings(**training.settings))
+            return
+        assert training.teacher is not None
+        distill(
+            training.method,
+            str(self._run(training.teacher)),
+            self.task,
+            output,
+            student=training.student,
+            options=dict(training.options),
+            settings=dict(training.settings),
+        )
+
+    def _run(self, name: str) -> Path:
+        if name == TEACHER and not self.state["needs_finetuning"]:
+            return Path(self.model)
+        return self.folder / "runs" / name
+
+    def _trained(self) -> list[str]:
+        done = [name for name, record in self.state["trainings"].items() if record["status"] == DONE]
+        return [TEACHER, *(name for name in done if name != TEACHER)]
+
+    def _export(self) -> dict[str, Path]:
+        exports = {}
+        for name in self._trained():
+            exports[name] = self.folder / "exports" / f"{name}{_SUFFIX}"
+            export_once(self._run(name), exports[name], self.progress)
+        return exports
+
+    def _certify(self, exports: dict[str, Path]) -> dict[str, Certificate]:
+        """Tests every export against the teacher; made anew when another model has come, since all share one δ."""
+        known = self.state.get("certificates", {})
+        if set(known) == set(exports):
+            return {name: Certificate(**value) for name, value in known.items()}
+        confidence = split_confidence(self.risk.confidence, len(exports))
+        budget = RiskBudget(most=self.risk.most, confidence=confidence)
+        mode = certification_mode(self.task, budget)
+        if mode != CERTIFIED:
+            logger.warning(
+                "The dev split has %d rows, too few to guarantee anything: speeds are chosen by what is seen on it.",
+                self.task.dataset("dev").num_rows,
+            )
+            budget = RiskBudget(most=self.risk.most, confidence=confidence, mode=mode)
+        reference = AdaptiveClassifier.from_pretrained(
+            str(self._run(TEACHER)), speed=0.0, max_length=self.max_length
+        )
+        certificates = {
+            name: certify(folder, reference, self.task, budget, self.progress)
+            for name, folder in exports.items()
+        }
+        self.state |= {
+            "mode": mode,
+            "certificates": {name: certificate.as_json() for name, certificate in certificates.items()},
+        }
+        self._save()
+        return certificates
+
+    def _benchmark(
+        self, exports: dict[str, Path], certificates: dict[str, Certificate]
+    ) -> dict[str, dict[str, Any]]:
+        """Rows of the benchmark by model: those that keep to the budget, and the teacher as it is run today."""
+        path = self.folder / "benchmark" / "benchmark.json"
+        kept = [name for name in exports if certificates[name].kept]
+        names = {exports[name].name: name for name in kept}
+        if not path.exists() or self.state.get("benchmarked") != kept:
+            split = "test" if "test" in self.task.splits else "dev"
+            results = benchmark(
+                [str(self._run(TEACHER)), *(str(exports[name]) for name in kept)],
+                self.task,
+                split,
+                data_name=self.task.name,
+                settings=BenchmarkSettings(
+                    peers=("onnx-int8",),
+                    repeats=3,
+                    timing_rows=256,
+                    latency_rows=32,
+                    max_length=self.max_length,
+                    seed=self.seed,
+                ),
+                progress=self.progress,
+            )
+            write_json(path, results)
+            self.state["benchmarked"] = kept
+            self._save()
+        rows = read_json(path)["results"]
+        found = {names[row["name"]]: row for row in rows if row["name"] in names and row["backend"] == "onnx"}
+        return {"baseline": rows[0]} | found
+
+    def _choose(
+        self,
+        exports: dict[str, Path],
+        certificates: dict[str, Certificate],
+        rows: dict[str, dict[str, Any]],
+        clock: WorkClock,
+    ) -> dict[str, Any]:
+        baseline = rows["baseline"]
+        measured = {name: row for name, row in rows.items() if name != "baseline"}
+        beaten = dominated(measured)
+        candidates = [
+            _candidate(name, certificates[name], measured.get(name), baseline, name in beaten)
+            for name in exports
+        ]
+        fitting = [
+            candidate
+            for candidate in candidates
+            if candidate["kept"] and candidate["ratio"] >= (self.min_speedup or 0.0)
+        ]
+        best = max(fitting, key=lambda candidate: float(candidate["ratio"]), default=None)
+        if best is not None:
+            self._leave(best["name"], exports)
+        for name in beaten:
+            shutil.rmtree(exports[name], ignore_errors=True)
+        return {
+            "alembert_version": version("alembert"),
+            "met": best is not None,
+            "verdict": self._verdict(best, candidates),
+            "best": best,
+            "max_drop": self.risk.most,
+            "confidence": self.risk.confidence,
+            "mode": self.state["mode"],
+            "min_speedup": self.min_speedup,
+            "candidates": candidates,
+            "trainings": self.state["trainings"],
+            "plan": self.state["plan"],
+            "seconds": round(clock.seconds),
+            "budget_seconds": self.budget,
+        }
+
+    def _leave(self, name: str, exports: dict[str, Path]) -> None:
+        """Copies the model to best/, whole or not at all."""
+        best, fresh = self.folder / "best", self.folder / ".best"
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(exports[name], fresh / "onnx")
+        shutil.copytree(
+            self._run(name), fresh / "torch", ignore=shutil.ignore_patterns("checkpoints", "checkpoint-*")
+        )
+        shutil.rmtree(best, ignore_errors=True)
+        fresh.rename(best)
+
+    def _verdict(self, best: dict[str, Any] | None, candidates: list[dict[str, Any]]) -> str:
+        points = f"{100 * self.risk.most:g} points"
+        sure = f"{100 * self.risk.confidence:g}% sure of at most {points}"
+        if self.state["mode"] != CERTIFIED:
+            sure = f"at most {points} on dev, which guarantees nothing"
+        if best is not None:
+            return (
+                f"{best['name']}: {best['ratio']:.1f} times the teacher's texts per second at "
+                f"{100 * best['metric_difference']:+.1f} points; {sure}"
+            )
+        kept = [candidate for candidate in candidates if candidate["kept"]]
+        if kept:
+            nearest = max(kept, key=lambda candidate: float(candidate["ratio"]))
+            return (
+                f"nothing is {self.min_speedup:g} times as fast within {points}; nearest is {nearest['name']} with "
+                f"{nearest['ratio']:.1f} times the teacher's texts per second"
+            )
+        nearest = min(candidates, key=lambda candidate: float(candidate["risk"]))
+        return (
+            f"nothing could be shown to stay within {points}; nearest is {nearest['name']}, which lost "
+            f"{100 * nearest['risk']:.1f} points on dev: allow more, or give more dev rows"
+        )
+
+    def _note(self, name: str, status: str, reason: str | None, seconds: float) -> None:
+        self.state["trainings"][name] = {"status": status, "reason": reason, "seconds": round(seconds, 1)}
+        if reason is not None:
+            logger.warning("%s is %s: %s", name, status, reason)
+        self._save()
+
+    def _save(self) -> None:
+        write_json(self.folder / STATE, self.state)
+
+
+def _candidate(
+    name: str,
+    certificate: Certificate,
+    row: dict[str, Any] | None,
+    baseline: dict[str, Any],
+    is_dominated: bool,
+) -> dict[str, Any]:
+    """A line of the summary; "metric_difference" is to the teacher's metric, on the benchmark's split."""
+    measured: dict[str, Any] = dict.fromkeys(
+        ("metric", "metric_difference", "texts_per_second", "ratio", "p50_ms", "speedup")
+    )
+    if row is not None:
+        measured = {
+            "metric": row["metric"],
+            "metric_difference": row["metric"] - baseline["metric"],
+            "texts_per_second": row["texts_per_second"],
+            "ratio": row["ratio_to_baseline"],
+            "p50_ms": row["p50_ms"],
+            "speedup": row["speedup"],
+        }
+    return (
+        {"name": name, "precision": "int8"} | certificate.as_json() | measured | {"dominated": is_dominated}
+    )

@@ -1,0 +1,214 @@
+"""What `alembert compress` trains, and how long that takes on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alembert.benchmarks.evaluation import task_texts
+from alembert.data.task import Task
+from alembert.models.layered import LayeredEncoder
+from alembert.training.settings import TrainingSettings
+
+TEACHER = "teacher"
+BATCH_SIZE = 32
+_PROBES = 5
+_EVALUATION_SPLIT_READS = 3.0
+"""Reads of dev and of test, in passes of the teacher in fp32: by the teacher, by every candidate, in int8."""
+_SECONDS_TO_EXPORT = 25.0
+_SECONDS_TO_START = 40.0
+"""Of a benchmark: processes that load their libraries and models."""
+_TIMED_TEXTS = 256 * 4 * 3
+_SHORTEST_SHARE = 0.34
+"""Of a recipe's epochs: with less time than that, fewer models are trained instead."""
+_LIMIT = 1.3
+"""A training is stopped when it takes so many times its estimate."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model worth trying.
+
+    Attributes:
+        name: of its folder.
+        method: a distillation method.
+        teacher: name of the model that teaches it.
+        cost: of a training step, in training steps of the teacher.
+        epochs: passes over the train split, if time allows.
+        learning_rate: peak.
+        depth: layers of a student as a share of the teacher's; None = no student of its own.
+        options: of the method.
+        exits: whether it has exits.
+    """
+
+    name: str
+    method: str
+    teacher: str
+    cost: float
+    epochs: float
+    learning_rate: float
+    depth: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    exits: bool = False
+
+
+RECIPES = (
+    Recipe("exits", "pabee", TEACHER, 1.2, 4, 5e-5, exits=True),
+    Recipe("student", "lrc-bert", TEACHER, 1.5, 6, 2e-4, depth=0.5, options={"initialise": "layers"}),
+    Recipe("student-exits", "pabee", "student", 0.7, 3, 5e-5, exits=True),
+)
+"""In the order in which they are run; when time is short the last ones are left out first."""
+FINETUNING_EPOCHS = 3.0
+_SHALLOW = 6
+"""Up to so many layers there is an exit after each; deeper models have one after every second."""
+
+
+@dataclass(frozen=True)
+class PlannedTraining:
+    """One training.
+
+    Attributes:
+        name: of its folder.
+        method: "finetune", or a distillation method.
+        teacher: name of the model that teaches it; None = none does.
+        student: shape of a student, or None.
+        options: of the method.
+        settings: fields of `TrainingSettings`.
+        seconds: how long it should take.
+    """
+
+    name: str
+    method: str
+    teacher: str | None
+    student: str | None
+    options: dict[str, Any]
+    settings: dict[str, Any]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON value that `PlannedTraining(**value)` reads."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What this machine does with the teacher.
+
+    Attributes:
+        training_step: seconds of a forward and a backward pass of `BATCH_SIZE` texts.
+        evaluated_row: seconds of a forward pass in fp32, per text.
+    """
+
+    training_step: float
+    evaluated_row: float
+
+
+def measure_pace(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int, seed: int
+) -> Pace:
+    """Times a few batches of the train split, drawn by seed, after one that warms up."""
+    texts = task_texts(task, "train")
+    generator = torch.Generator().manual_seed(seed)
+    autocast = TrainingSettings().autocast_dtype() == "bf16"
+    training, evaluation = [], []
+    device = next(model.parameters()).device
+    for _ in range(_PROBES + 1):
+        rows = [texts[int(row)] for row in torch.randint(len(texts), (BATCH_SIZE,), generator=generator)]
+        firsts, seconds = zip(*rows, strict=True) if task.is_pair else (rows, None)
+        batch = tokenizer(
+            list(firsts),
+            None if seconds is None else list(seconds),
+            truncation=True,
+            max_length=max_length,
+            padding=True,
+            return_tensors="pt",
+        ).to(device)
+        started = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            model(**batch).logits.float().sum().backward()
+        training.append(time.perf_counter() - started)
+        model.zero_grad(set_to_none=True)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            model(**batch)
+        evaluation.append((time.perf_counter() - started) / BATCH_SIZE)
+    return Pace(statistics.median(training[1:]), statistics.median(evaluation[1:]))
+
+
+def make_plan(
+    model: PreTrainedModel,
+    task: Task,
+    pace: Pace,
+    *,
+    needs_finetuning: bool,
+    max_length: int,
+    budget: float | None,
+    seed: int,
+    recipes: Sequence[Recipe] = RECIPES,
+) -> list[PlannedTraining]:
+    """The trainings that fit the budget, in order.
+
+    Epochs are cut alike for all when time is short. When that would leave too little of each, the last recipe is
+    left out instead. Fine-tuning, where it is needed, is not cut.
+
+    Args:
+        model: the teacher, or the encoder that becomes it.
+        task: with a train and a dev split.
+        pace: of the teacher on this machine.
+        needs_finetuning: whether the teacher has to be trained first.
+        max_length: in tokens, for all.
+        budget: seconds for everything, or None.
+        seed: of every training.
+        recipes: what to try.
+    """
+    settings = {"batch_size": BATCH_SIZE, "max_length": max_length, "seed": seed}
+    steps = -(-task.dataset("train").num_rows // BATCH_SIZE)
+    first = []
+    if needs_finetuning:
+        rates = {"epochs": FINETUNING_EPOCHS, "learning_rate": 5e-5}
+        seconds = steps * FINETUNING_EPOCHS * pace.training_step
+        first = [PlannedTraining(TEACHER, "finetune", None, None, {}, settings | rates, seconds)]
+    depths = {TEACHER: LayeredEncoder(model).num_layers}
+    for recipe in recipes:
+        depths[recipe.name] = max(1, round(depths[recipe.teacher] * (recipe.depth or 1.0)))
+    wanted = [
+        PlannedTraining(
+            recipe.name,
+            recipe.method,
+            recipe.teacher,
+            None if recipe.depth is None else f"{depths[recipe.name]}x{model.config.hidden_size}",
+            recipe.options | ({"k": 1 if depths[recipe.name] <= _SHALLOW else 2} if recipe.exits else {}),
+            settings | {"epochs": recipe.epochs, "learning_rate": recipe.learning_rate},
+            steps * recipe.epochs * recipe.cost * pace.training_step,
+        )
+        for recipe in recipes
+    ]
+    if budget is None:
+        return [*first, *wanted]
+    spent = sum(training.seconds for training in first)
+    while wanted:
+        left = budget - spent - reserve(task, pace, len(wanted))
+        share = min(1.0, left / sum(training.seconds for training in wanted))
+        if share >= _SHORTEST_SHARE:
+            return [*first, *(_cut(training, share) for training in wanted)]
+        wanted.pop()
+    return first
+
+
+def reserve(task: Task, pace: Pace, models: int) -> float:
+    """Seconds to export, calibrate and benchmark so many models beside the teacher."""
+    rows = sum(int(task.dataset(split).num_rows) for split in ("dev", "test") if split in task.splits)
+    reads = rows * _EVALUATION_SPLIT_READS + _TIMED_TEXTS
+    return reads * pace.evaluated_row + _SECONDS_TO_START + _SECONDS_TO_EXPORT * (models + 1)
+
+
+def _cut(training: PlannedTraining, share: float) -> PlannedTraining:
+    seconds = training.seconds * share
+    changed = {"epochs": round(training.settings["epochs"] * share, 2), "max_minutes": _LIMIT * seconds / 60}
+    return replace(training, settings=training.settings | changed, seconds=seconds)

@@ -1,0 +1,238 @@
+"""`alembert compress`: the plan, the clock, the choice, and the whole work on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from alembert import AdaptiveClassifier, InputError, Task, load_task
+from alembert.benchmarks.evaluation import task_texts
+from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, RiskBudget
+from alembert.cli.app import app
+from alembert.common.files import read_json, write_json
+from alembert.compression import compress as module
+from alembert.compression.candidates import certification_mode, dominated, split_confidence
+from alembert.compression.compress import compress
+from alembert.compression.durations import format_duration, parse_duration
+from alembert.compression.plan import RECIPES, Pace, make_plan, measure_pace, reserve
+from alembert.compression.work_clock import WorkClock
+from alembert.models.loading import load_classifier, load_tokenizer
+from alembert.runtime.calibration_file import CalibratedSpeed
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("40m", 2400), ("2h", 7200), ("1h30m", 5400), ("90s", 90), ("0.5 H", 1800), ("1d", 86400)],
+)
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "40", "m", "0m", "-3m", "2 weeks", "1h30"])
+def test_what_is_no_length_of_time(text: str) -> None:
+    with pytest.raises(InputError, match="40m, 2h"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(42.4, "42 s"), (61, "1 min"), (2400, "40 min"), (5400, "1 h 30 min"), (7200, "2 h")],
+)
+def test_lengths_of_time_are_shown_in_two_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_the_clock_goes_on_after_a_session_that_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "work" / "clock.json"
+    with WorkClock(path) as clock:
+        time.sleep(0.2)
+        assert clock.seconds >= 0.2
+    first = read_json(path)["seconds"]
+    assert first >= 0.2
+    write_json(path, {"seconds": 100.0})  # what a killed session had recorded last
+    with WorkClock(path) as clock:
+        assert 100.0 <= clock.seconds < 110.0
+    assert read_json(path)["seconds"] >= 100.0
+
+
+PACE = Pace(training_step=2.0, evaluated_row=0.01)
+
+
+def plan(task: Task, teacher: Path, budget: float | None, **how: Any) -> Any:
+    model = load_classifier(str(teacher))
+    given = {"needs_finetuning": False, "max_length": 32, "seed": 1} | how
+    return make_plan(model, task, PACE, budget=budget, **given)
+
+
+def test_a_plan_without_a_budget_is_that_of_the_recipes(task: Task, teacher: Path) -> None:
+    trainings = plan(task, teacher, None, needs_finetuning=True)
+    assert [training.name for training in trainings] == ["teacher", *(recipe.name for recipe in RECIPES)]
+    steps = -(-task.dataset("train").num_rows // 32)
+    for training, recipe in zip(trainings[1:], RECIPES, strict=True):
+        assert training.settings["epochs"] == recipe.epochs
+        assert training.seconds == pytest.approx(steps * recipe.epochs * recipe.cost * 2.0)
+        assert "max_minutes" not in training.settings
+    assert trainings[2].student == "2x32"
+    assert trainings[1].options == trainings[3].options == {"k": 1}
+
+
+def test_a_plan_fits_its_budget(task: Task, teacher: Path) -> None:
+    whole = plan(task, teacher, None)
+    total = sum(training.seconds for training in whole)
+
+    @settings(max_examples=25, deadline=None)
+    @given(share=st.floats(0.01, 1.5))
+    def fits(share: float) -> None:
+        budget = share * (total + reserve(task, PACE, len(whole)))
+        trainings = plan(task, teacher, budget)
+        assert [training.name for training in trainings] == [
+            recipe.name for recipe in RECIPES[: len(trainings)]
+        ]
+        needed = sum(training.seconds for training in trainings) + reserve(task, PACE, len(trainings))
+        assert not trainings or needed <= budget + 1e-6
+        for training, recipe in zip(trainings, RECIPES, strict=False):
+            assert 0.33 * recipe.epochs <= training.settings["epochs"] <= recipe.epochs
+            assert training.settings["max_minutes"] * 60 > training.seconds
+
+    fits()
+    assert len(plan(task, teacher, 10 * total)) == len(RECIPES)
+    assert plan(task, teacher, 1.0) == []
+
+
+def test_the_pace_is_that_of_this_machine(task: Task, teacher: Path) -> None:
+    source = str(teacher)
+    pace = measure_pace(load_classifier(source), load_tokenizer(source), task, 32, seed=1)
+    assert 0 < pace.evaluated_row < pace.training_step < 10
+
+
+def test_dominated_rows() -> None:
+    def row(metric: float, rate: float) -> dict[str, float]:
+        return {"metric": metric, "texts_per_second": rate}
+
+    rows = {
+        "slow": row(0.9, 10),
+        "front": row(0.9, 20),
+        "fast": row(0.8, 30),
+        "twin": row(0.8, 30),
+        "bad": row(0.7, 5),
+    }
+    assert dominated(rows) == ["slow", "bad"]
+    assert dominated({"alone": row(0.5, 1)}) == []
+
+
+def test_several_models_share_the_confidence() -> None:
+    assert split_confidence(0.95, 1) == pytest.approx(0.95)
+    assert split_confidence(0.95, 4) == pytest.approx(0.9875)
+
+
+def test_too_few_rows_guarantee_nothing(task: Task, many: Task) -> None:
+    budget = RiskBudget(most=0.05, confidence=0.95)
+    assert certification_mode(task, budget) == EMPIRICAL
+    assert certification_mode(many, budget) == CERTIFIED
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, task_folder: Path) -> Task:
+    """The tiny task with a dev split of rows enough to certify something."""
+    folder = tmp_path_factory.mktemp("many")
+    for split in ("train", "test"):
+        (folder / f"{split}.tsv").write_text((task_folder / f"{split}.tsv").read_text())
+    head, *lines = (task_folder / "dev.tsv").read_text().splitlines()
+    (folder / "dev.tsv").write_text("\n".join([head, *(lines * 6)]) + "\n")
+    return load_task(folder)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes that a tiny model learns by in seconds."""
+    recipes = tuple(replace(recipe, epochs=25, learning_rate=3e-3) for recipe in RECIPES)
+    monkeypatch.setattr(module, "RECIPES", recipes)
+
+
+def test_interrupted_work_goes_on_and_leaves_the_best_model(
+    many: Task, teacher: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, real = tmp_path / "small", module.distill
+    begun: list[str] = []
+
+    def interrupted(method: str, *arguments: Any, **options: Any) -> Any:
+        begun.append(method)
+        if method == "lrc-bert":
+            raise KeyboardInterrupt
+        return real(method, *arguments, **options)
+
+    monkeypatch.setattr(module, "distill", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compress(str(teacher), many, output, max_drop=0.3)
+    assert begun == ["pabee", "lrc-bert"]
+    state = read_json(output / "compress.json")
+    assert {name: record["status"] for name, record in state["trainings"].items()} == {"exits": "done"}
+
+    with pytest.raises(InputError, match="max_drop differ"):
+        compress(str(teacher), many, output, max_drop=0.2)
+    monkeypatch.setattr(module, "distill", real)
+    summary = compress(str(teacher), many, output, max_drop=0.3)
+    assert summary == read_json(output / "summary.json")
+    assert [row["name"] for row in summary["candidates"]] == ["teacher", "exits", "student", "student-exits"]
+    assert summary["met"] and summary["mode"] == CERTIFIED
+    best = summary["best"]
+    kept = [row for row in summary["candidates"] if row["kept"]]
+    assert best["ratio"] == max(row["ratio"] for row in kept)
+    assert best["risk"] <= 0.3 and "95% sure" in summary["verdict"]
+    for row in kept:
+        assert row["texts_per_second"] > 0 and 0 <= row["metric"] <= 1
+
+    texts, labels = task_texts(many, "test"), np.asarray(many.dataset("test")["labels"])
+    names = many.label_names
+    onnx = AdaptiveClassifier.from_pretrained(output / "best" / "onnx")
+    answers = [names.index(str(answer.label)) for answer in onnx.predict(texts)]
+    assert np.mean(np.array(answers) == labels) == pytest.approx(best["metric"], abs=2 / len(labels))
+    calibrated = CalibratedSpeed.read(output / "best" / "onnx")
+    assert calibrated is None or calibrated.speed == best["speed"]
+    assert AdaptiveClassifier.from_pretrained(output / "best" / "torch").predict(texts[0]).label in names
+
+    before = (output / "summary.json").stat().st_mtime_ns
+    again = compress(str(teacher), many, output, max_drop=0.3)
+    assert again["best"] == best and (output / "summary.json").stat().st_mtime_ns > before
+
+
+def test_the_command_says_when_nothing_is_good_enough(
+    many: Task, teacher: Path, task_folder: Path, tmp_path: Path, quick: None
+) -> None:
+    arguments = ["compress", "--model", str(teacher), "--data", str(task_folder), "--output", str(tmp_path / "small"),
+                 "--min-speedup", "100000", "--budget", "3s", "--json"]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1, result.output
+    summary = json.loads(result.stdout)
+    assert not summary["met"] and summary["best"] is None
+    assert "100000 times" in summary["verdict"] or "nothing could be shown" in summary["verdict"]
+    assert not (tmp_path / "small" / "best").exists()
+
+
+def test_what_cannot_be_compressed_is_refused(
+    teacher: Path, write_task: Callable[..., Path], task: Task, tmp_path: Path
+) -> None:
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        compress(str(teacher), task, occupied)
+    with pytest.raises(InputError, match="min_speedup"):
+        compress(str(teacher), task, tmp_path / "a", min_speedup=0)
+    with pytest.raises(InputError, match="max_drop"):
+        compress(str(teacher), task, tmp_path / "b", max_drop=2)
+    values = load_task(write_task(tmp_path / "values", "regression"))
+    with pytest.raises(InputError, match="scale"):
+        compress(str(teacher), values, tmp_path / "c")
+    assert not (tmp_path / "a").exists() and not (tmp_path / "c").exists()
+    assert (occupied / "thesis.txt").read_text() == "mine"
