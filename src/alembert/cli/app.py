@@ -26,6 +26,7 @@ COMMANDS = (
     "calibrate",
     "compress",
     "benchmark",
+    "report",
     "export",
     "predict",
     "info",

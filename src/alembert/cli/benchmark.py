@@ -92,7 +92,7 @@ def benchmark(
     from alembert.benchmarks.comparison_settings import BenchmarkSettings
 
     settings = BenchmarkSettings(
-        peers=_peers(peers),
+        peers=available_peers(peers),
         speeds=speeds,
         batch_size=batch_size,
         batch_tokens=batch_tokens,
@@ -163,7 +163,7 @@ def write_results(results: dict[str, Any], folder: Path) -> str:
     return ", benchmark.png"
 
 
-def _peers(given: str | None) -> tuple[str, ...]:
+def available_peers(given: str | None) -> tuple[str, ...]:
     """The peers named, or all that can be run here."""
     import logging
     from importlib.util import find_spec

@@ -153,3 +153,5 @@ def _print(summary: dict[str, Any], output: Path) -> None:
     console.print(summary["verdict"], style="bold", soft_wrap=True)
     if summary["met"]:
         console.print(f"{output}/best: torch and onnx; {output}/summary.json", soft_wrap=True)
+    if summary["report"] is not None:
+        console.print(f"{output}/{summary['report']}", soft_wrap=True)

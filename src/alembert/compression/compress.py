@@ -12,6 +12,8 @@ from typing import Any
 
 from alembert.benchmarks.comparison import benchmark
 from alembert.benchmarks.comparison_settings import BenchmarkSettings
+from alembert.benchmarks.report_data import collect_report
+from alembert.benchmarks.report_runs import training_curves
 from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json
@@ -36,6 +38,7 @@ from alembert.models.loading import (
     run_configuration,
     weights_fingerprint,
 )
+from alembert.reports.report_files import check_report_extra, write_report
 from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.training.finetuning import finetune
 from alembert.training.settings import TrainingSettings
@@ -82,7 +85,8 @@ def compress(
         progress: called with a description, steps done and steps in all.
 
     Returns:
-        What summary.json holds: "verdict", "met", "best", "candidates", "plan", "benchmark" (the file), "seconds".
+        What summary.json holds: "verdict", "met", "best", "candidates", "trainings", "plan", "report" (the page),
+        "seconds".
 
     Raises:
         InputError: something given cannot serve; another work lies in `output_dir`; the ONNX extra is missing.
@@ -170,6 +174,9 @@ class _Work:
         return state
 
     def run(self, clock: WorkClock) -> dict[str, Any]:
+        if self.state.get("finished"):
+            finished: dict[str, Any] = read_json(self.folder / SUMMARY)
+            return finished
         plan = self._plan()
         for training in plan:
             self._train(training, clock)
@@ -177,7 +184,13 @@ class _Work:
         certificates = self._certify(exports)
         rows = self._benchmark(exports, certificates)
         summary = self._choose(exports, certificates, rows, clock)
+        summary["report"] = self._report(exports, certificates, summary)
+        for candidate in summary["candidates"]:
+            if candidate["dominated"]:
+                shutil.rmtree(exports[candidate["name"]], ignore_errors=True)
         write_json(self.folder / SUMMARY, summary)
+        self.state["finished"] = True
+        self._save()
         return summary
 
     def _plan(self) -> list[PlannedTraining]:
@@ -371,8 +384,6 @@ class _Work:
         best = max(fitting, key=lambda candidate: float(candidate["ratio"]), default=None)
         if best is not None:
             self._leave(best["name"], exports)
-        for name in beaten:
-            shutil.rmtree(exports[name], ignore_errors=True)
         return {
             "alembert_version": version("alembert"),
             "met": best is not None,
@@ -399,6 +410,38 @@ class _Work:
         )
         shutil.rmtree(best, ignore_errors=True)
         fresh.rename(best)
+
+    def _report(
+        self, exports: dict[str, Path], certificates: dict[str, Certificate], summary: dict[str, Any]
+    ) -> str | None:
+        """The page beside the summary; None where the extra for it is not installed."""
+        try:
+            check_report_extra()
+        except InputError as error:
+            logger.warning("No report: %s", error)
+            return None
+        results = read_json(self.folder / "benchmark" / "benchmark.json")
+        kept = [name for name in exports if certificates[name].kept]
+        collected = collect_report(
+            [str(self._run(TEACHER)), *(str(exports[name]) for name in kept)],
+            self.task,
+            results["split"],
+            benchmark=results,
+            title=f"{self.task.name}: {summary['verdict']}",
+            extra={
+                "compression": {
+                    "verdict": summary["verdict"],
+                    "candidates": summary["candidates"],
+                    "steps": [{"name": name} | record for name, record in summary["trainings"].items()],
+                }
+            },
+            progress=self.progress,
+        )
+        # An export has no log of its own: its curves are those of the run that it was made from.
+        for part, name in zip(collected["models"][1:], kept, strict=True):
+            part["run"]["training"] = part["run"]["training"] or training_curves(self._run(name))
+        write_report(collected, self.folder / "report")
+        return "report/report.html"
 
     def _verdict(self, best: dict[str, Any] | None, candidates: list[dict[str, Any]]) -> str:
         points = f"{100 * self.risk.most:g} points"

@@ -1,0 +1,213 @@
+"""Everything that `alembert report` shows, collected into one JSON value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alembert.benchmarks.comparison import benchmark as run_benchmark
+from alembert.benchmarks.comparison_engines import check_models
+from alembert.benchmarks.comparison_settings import BenchmarkSettings
+from alembert.benchmarks.report_models import ReportedModel, confusions_against, report_model
+from alembert.benchmarks.report_rates import estimated_rates, is_of, measured_rates
+from alembert.benchmarks.report_runs import run_record
+from alembert.benchmarks.report_verdict import verdict
+from alembert.common.errors import InputError
+from alembert.data.task import Task, rows_sha256
+
+FORMAT = 1
+AXES: dict[str, bool] = {"texts_per_second": True, "macs": False, "p50_ms": False}
+"""What candidates are compared by beside the metric, and whether more of it is better."""
+DEFAULT_PRICE = 0.10
+"""Of a machine-hour, in whatever currency."""
+DEFAULT_EXAMPLES = 6
+_MEASURED_SHARES = (0.25, 0.5, 0.75)
+_BENCHMARK_PARTS = ("results", "machine", "task", "split", "rows", "timing", "settings")
+
+
+def collect_report(
+    runs: Sequence[str | Path],
+    task: Task,
+    split: str,
+    *,
+    benchmark: Mapping[str, Any] | None = None,
+    settings: BenchmarkSettings | None = None,
+    price_per_hour: float = DEFAULT_PRICE,
+    examples: int = DEFAULT_EXAMPLES,
+    batch_tokens: int = 4096,
+    title: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Runs every exit of every model over a split once, and measures time unless a benchmark is given.
+
+    Args:
+        runs: run directories, folders in Hugging Face layout or exported folders; the first is the baseline, and no
+            export.
+        task: labelled data with the models' labels.
+        split: the split that is scored.
+        benchmark: what `alembert benchmark` wrote for these models on these rows; None = it is run now, each model with
+            exits at speed 0, at its own speed, and at speeds of a quarter, half and three quarters of its savings.
+        settings: of that benchmark; `speeds` are chosen here where they are None.
+        price_per_hour: of the machine, in any currency.
+        examples: texts of each kind.
+        batch_tokens: rows × longest row of a batch, where exits are run.
+        title: of the page; the data set's name and split unless given.
+        extra: further parts, merged over the others.
+        progress: called with a description, steps done and steps in all.
+
+    Returns:
+        The value of `report.json`, as docs/report.md describes it.
+
+    Raises:
+        InputError: a model cannot be read, labels differ, the benchmark is of other data or other models.
+    """
+    sources = [str(run) for run in runs]
+    if not np.isfinite(price_per_hour) or price_per_hour < 0:
+        raise InputError(f"the price of a machine-hour is {price_per_hour}: give a number of at least 0")
+    check_models(sources)
+    task.dataset(split)
+    if benchmark is not None:
+        check_benchmark(benchmark, sources, task, split)
+    # Runs are read first: a damaged log is to be known before an hour of measuring.
+    records = [run_record(source) for source in sources]
+    notify = progress or (lambda *_: None)
+    names = _names(sources)
+    models = [
+        report_model(source, name, task, split, examples, batch_tokens, notify)
+        for source, name in zip(sources, names, strict=True)
+    ]
+    measured_here = benchmark is None
+    if benchmark is None:
+        chosen = _with_speeds(settings or BenchmarkSettings(), models)
+        benchmark = run_benchmark(
+            sources, task, split, data_name=task.name, settings=chosen, progress=progress
+        )
+    rows = _candidates(benchmark["results"])
+    parts = []
+    for model, record in zip(models, records, strict=True):
+        if model.part["exits"] is None and model is not models[0]:
+            model.part["confusions"] = confusions_against(model, models[0], task, split)
+        _add_rates(model, benchmark["results"])
+        parts.append(model.part | {"run": record})
+    return {
+        "format": FORMAT,
+        "alembert_version": version("alembert"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "title": title or f"{task.name}, {split}",
+        "task": _task_facts(task, split),
+        "machine": dict(benchmark["machine"]),
+        "price_per_hour": float(price_per_hour),
+        "benchmark": {
+            "measured_here": measured_here,
+            "created": benchmark.get("created"),
+            "timing": benchmark["timing"],
+            "settings": {
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in benchmark["settings"].items()
+            },
+        },
+        "verdict": verdict(parts, rows),
+        "candidates": rows,
+        "models": parts,
+        "compression": None,
+        **(extra or {}),
+    }
+
+
+def check_benchmark(benchmark: Mapping[str, Any], sources: Sequence[str], task: Task, split: str) -> None:
+    """Raises InputError when a benchmark is none, or is of other rows or other models."""
+    missing = [part for part in _BENCHMARK_PARTS if part not in benchmark]
+    if missing or not benchmark["results"]:
+        raise InputError(
+            f"the benchmark has no {(missing or ['results'])[0]!r}: give the benchmark.json that `alembert benchmark` "
+            "writes"
+        )
+    there, here = (
+        (benchmark["split"], benchmark["rows"], benchmark["task"]["metric"]),
+        (split, task.dataset(split).num_rows, task.main_metric),
+    )
+    if there != here:
+        raise InputError(
+            f"the benchmark is of {there[0]}, {there[1]} rows, {there[2]}; the report of {here[0]}, {here[1]} rows, "
+            f"{here[2]}: give the same --data, --split and --max-rows to both"
+        )
+    for source in sources:
+        if not any(is_of(row, source) for row in benchmark["results"]):
+            known = ", ".join(sorted({str(row["name"]) for row in benchmark["results"]}))
+            raise InputError(
+                f"the benchmark does not hold {source}; it holds {known}: run it again with that model, or without "
+                "--benchmark"
+            )
+
+
+def _with_speeds(settings: BenchmarkSettings, models: Sequence[ReportedModel]) -> BenchmarkSettings:
+    """The settings with speeds from which time can be told at any other."""
+    if settings.speeds is not None or not all(model.free_speeds for model in models):
+        return settings
+    speeds = {0.0}
+    for exits in (model.part["exits"] for model in models if model.part["exits"] is not None):
+        speeds.add(exits["default_speed"])
+        macs = exits["curve"]["macs"]
+        if None not in macs:
+            costs = np.array(macs)
+            wanted = [costs[0] - share * (costs[0] - costs.min()) for share in _MEASURED_SHARES]
+            speeds |= {exits["speeds"][int(np.abs(costs - at).argmin())] for at in wanted}
+    return dataclasses.replace(settings, speeds=tuple(sorted(speeds)))
+
+
+def _candidates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The benchmark's rows, each with "pareto": by axis, whether no other is better in one and as good in the other."""
+    result = []
+    for row in rows:
+        pareto = {
+            axis: row[axis] is not None and not any(_beats(other, row, axis) for other in rows)
+            for axis in AXES
+        }
+        result.append(dict(row) | {"pareto": pareto})
+    return result
+
+
+def _beats(other: Mapping[str, Any], row: Mapping[str, Any], axis: str) -> bool:
+    if other[axis] is None:
+        return False
+    gain = other[axis] - row[axis] if AXES[axis] else row[axis] - other[axis]
+    better = other["metric"] - row["metric"]
+    return bool(gain >= 0 and better >= 0 and (gain > 0 or better > 0))
+
+
+def _add_rates(model: ReportedModel, rows: Sequence[Mapping[str, Any]]) -> None:
+    exits = model.part["exits"]
+    if exits is None:
+        return
+    points = measured_rates(rows, model.source)
+    exits["measured_speeds"] = [row["speed"] for row in points]
+    exits["texts_per_second"] = estimated_rates(points, exits["curve"]["macs"])
+
+
+def _task_facts(task: Task, split: str) -> dict[str, Any]:
+    rows = task.dataset(split)
+    return {
+        "name": task.name,
+        "problem_type": task.problem_type,
+        "metric": task.main_metric,
+        "metrics": list(task.metrics),
+        "labels": list(task.label_names),
+        "num_labels": task.num_labels,
+        "is_pair": task.is_pair,
+        "split": split,
+        "rows": rows.num_rows,
+        "rows_sha256": rows_sha256(rows),
+    }
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Short names that differ, as in the benchmark."""
+    short = [Path(source).name or source for source in sources]
+    return short if len(set(short)) == len(short) else list(sources)

@@ -1,0 +1,380 @@
+"""What a report collects, against evaluation, prediction and formulas spelled out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from sklearn.metrics import confusion_matrix
+
+import alembert
+from alembert.benchmarks.calibration import calibrate, store
+from alembert.benchmarks.comparison_settings import BenchmarkSettings
+from alembert.benchmarks.evaluation import ExitAnswers, task_texts
+from alembert.benchmarks.replayed_exits import ReplayedExits
+from alembert.benchmarks.report_data import collect_report
+from alembert.benchmarks.report_examples import confusions, examples
+from alembert.benchmarks.report_exits import (
+    MOST_CLASSES,
+    OTHER_CLASSES,
+    ExitAnswersOfTask,
+    class_curve,
+    reliability,
+    uncertainty_histograms,
+)
+from alembert.benchmarks.report_rates import estimated_rates
+from alembert.benchmarks.report_runs import run_record, spread, training_curves
+from alembert.benchmarks.report_verdict import verdict
+from alembert.benchmarks.risk_budget import RiskBudget
+from alembert.common.errors import InputError
+from alembert.data.metrics import expected_calibration_error
+from alembert.runtime.policies import ExitPolicy
+
+QUICK = BenchmarkSettings(peers=(), repeats=1, timing_rows=8, latency_rows=2, own_processes=False)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory, fast: Path, task: alembert.Task) -> Path:
+    folder = shutil.copytree(fast, tmp_path_factory.mktemp("calibrated") / "certified")
+    classifier = alembert.AdaptiveClassifier.from_pretrained(folder, speed=0.0)
+    budget = RiskBudget(most=0.2, confidence=0.8)
+    record = calibrate(
+        classifier, task, "dev", budget, model_name="certified", data_name="topics", speeds=[0.5]
+    )
+    store(record | {"speed": 0.5}, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(teacher: Path, fast: Path, calibrated: Path, task: alembert.Task) -> dict[str, Any]:
+    return collect_report([teacher, fast, calibrated], task, "test", settings=QUICK, examples=3)
+
+
+def test_report_is_json_with_the_documented_keys(report: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert {"format", "title", "task", "machine", "price_per_hour", "benchmark", "verdict"} <= set(report)
+    assert [model["name"] for model in report["models"]] == ["teacher", "fast", "certified"]
+    assert report["task"]["rows"] == 32 and report["benchmark"]["measured_here"] is True
+    assert report["compression"] is None
+
+
+def test_curve_is_what_evaluation_measures(report: dict[str, Any], fast: Path, task: alembert.Task) -> None:
+    classifier = alembert.AdaptiveClassifier.from_pretrained(fast)
+    speeds = [0.0, 0.2, 0.5, 1.0]
+    measured = alembert.evaluate(
+        classifier, task, "test", speeds, model_name="fast", data_name="topics", repeats=0
+    )
+    exits = report["models"][1]["exits"]
+    curve = exits["curve"]
+    assert exits["layers"] == [1, 2, 3, 4] and len(exits["speeds"]) == 110
+    for entry in measured["speeds"]:
+        place = exits["speeds"].index(entry["speed"])
+        assert curve["metric"][place] == entry["metric"]
+        assert [curve["low"][place], curve["high"][place]] == entry["metric_interval"]
+        assert curve["macs"][place] == pytest.approx(entry["macs"])
+        assert curve["speedup"][place] == pytest.approx(entry["speedup"])
+        assert curve["changed"][place] == pytest.approx(1 - entry["agreement"])
+        assert [count / 32 for count in curve["counts"][place]] == list(entry["exits"].values())
+        classes = exits["classes"]
+        assert classes["rows"] == [11, 11, 10] and classes["labels"] == list(task.label_names)
+        assert np.sum(classes["counts"][place], axis=0).tolist() == curve["counts"][place]
+        assert sum(classes["right"][place]) / 32 == pytest.approx(entry["metric"])
+
+
+def test_examples_are_what_the_runtime_answers(
+    report: dict[str, Any], fast: Path, task: alembert.Task
+) -> None:
+    exits = report["models"][1]["exits"]
+    classifier = alembert.AdaptiveClassifier.from_pretrained(fast)
+    gold = dict(zip(task_texts(task, "test"), task.dataset("test")["labels"], strict=True))
+    assert any(exits["examples"].values())
+    for kind, found in exits["examples"].items():
+        assert len(found) <= 3
+        for example in found:
+            (text,) = example["text"]
+            answer = classifier.predict(text, speed=exits["example_speed"])
+            assert example["label"] == task.label_names[gold[text]]
+            assert example["exit"] == answer.exit
+            taken = next(one for one in example["answers"] if one["layer"] == answer.exit)
+            assert taken["answer"] == answer.label
+            assert taken["probability"] == pytest.approx(answer.score, abs=1e-4)
+            assert taken["wrong"] == (answer.label != example["label"])
+            assert (kind == "late") == (answer.exit == 4)
+            assert taken["wrong"] == (kind == "early_wrong") or kind == "late"
+
+
+def test_the_calibrated_speed_leads_and_its_guarantee_is_told(report: dict[str, Any]) -> None:
+    plain, fast, certified = (model["exits"] for model in report["models"])
+    assert plain is None
+    assert fast["default_from"] == "picked" and fast["calibration"] is None
+    assert (certified["default_speed"], certified["default_from"]) == (0.5, "calibrated")
+    calibration = certified["calibration"]
+    assert (calibration["max_drop"], calibration["confidence"], calibration["rows"]) == (0.2, 0.8, 32)
+    assert calibration["same_rows"] is False
+    leading = report["verdict"]
+    if leading["model"] == "certified":
+        assert leading["guarantee"] == calibration and leading["speed"] == 0.5
+    row = next(row for row in report["candidates"] if row["name"] == "certified" and row["speed"] == 0.5)
+    assert row["ratio_to_baseline"] is not None
+
+
+def test_measured_speeds_are_exact_and_others_lie_between(report: dict[str, Any]) -> None:
+    exits = report["models"][2]["exits"]
+    assert {0.0, 0.5} <= set(exits["measured_speeds"])
+    by_speed = {
+        row["speed"]: row["texts_per_second"] for row in report["candidates"] if row["name"] == "certified"
+    }
+    for speed in exits["measured_speeds"]:
+        place = exits["speeds"].index(speed)
+        same_macs = [
+            rate
+            for other, rate in by_speed.items()
+            if exits["curve"]["macs"][exits["speeds"].index(other)] == exits["curve"]["macs"][place]
+        ]
+        assert any(exits["texts_per_second"][place] == pytest.approx(rate) for rate in same_macs)
+    assert all(rate > 0 for rate in exits["texts_per_second"])
+
+
+def test_rates_between_and_beyond_measured_points() -> None:
+    points = [{"macs": 100.0, "texts_per_second": 10.0}, {"macs": 50.0, "texts_per_second": 16.0}]
+    seconds = lambda macs: 1 / estimated_rates(points, [macs])[0]  # type: ignore[index, operator]  # noqa: E731
+    assert seconds(100) == pytest.approx(0.1) and seconds(50) == pytest.approx(1 / 16)
+    assert seconds(75) == pytest.approx((0.1 + 1 / 16) / 2)
+    slope = (0.1 - 1 / 16) / 50
+    assert seconds(20) == pytest.approx(1 / 16 - 30 * slope)
+    assert seconds(110) == pytest.approx(0.1 + 10 * slope)
+    # A line that would promise more than the work saved is not believed.
+    steep = [{"macs": 100.0, "texts_per_second": 10.0}, {"macs": 50.0, "texts_per_second": 40.0}]
+    assert estimated_rates(steep, [25.0]) == [pytest.approx(80.0)]
+    assert estimated_rates(points[:1], [50.0, None]) == [pytest.approx(20.0), None]
+    assert estimated_rates([], [50.0]) is None
+
+
+def test_pareto_front_is_what_nothing_beats(report: dict[str, Any]) -> None:
+    rows = report["candidates"]
+    for axis, sign in (("texts_per_second", 1), ("macs", -1), ("p50_ms", -1)):
+        for row in rows:
+            beaten = any(
+                other["metric"] >= row["metric"]
+                and sign * other[axis] >= sign * row[axis]
+                and (other["metric"], other[axis]) != (row["metric"], row[axis])
+                for other in rows
+            )
+            assert row["pareto"][axis] == (not beaten)
+
+
+def test_extra_parts_are_merged_and_a_given_benchmark_is_used(
+    report: dict[str, Any], teacher: Path, fast: Path, calibrated: Path, task: alembert.Task
+) -> None:
+    given = {
+        "results": [
+            {key: value for key, value in row.items() if key != "pareto"} for row in report["candidates"]
+        ],
+        "machine": report["machine"],
+        "task": {"metric": "accuracy"},
+        "split": "test",
+        "rows": 32,
+        "created": "then",
+        **{key: report["benchmark"][key] for key in ("timing", "settings")},
+    }
+    sources = [teacher, fast]
+    again = collect_report(
+        sources,
+        task,
+        "test",
+        benchmark=given,
+        title="Ours",
+        price_per_hour=2.5,
+        extra={"compression": {"verdict": "x"}},
+    )
+    assert again["candidates"] == report["candidates"]
+    assert again["benchmark"] == {**report["benchmark"], "measured_here": False, "created": "then"}
+    assert (again["title"], again["price_per_hour"], again["compression"]) == (
+        "Ours",
+        2.5,
+        {"verdict": "x"},
+    )
+    with pytest.raises(InputError, match="31 rows"):
+        collect_report(sources, task, "test", benchmark=given | {"rows": 31})
+    with pytest.raises(InputError, match="no 'machine'"):
+        collect_report(
+            sources,
+            task,
+            "test",
+            benchmark={key: value for key, value in given.items() if key != "machine"},
+        )
+    without = [row for row in given["results"] if row["name"] != "fast"]
+    with pytest.raises(InputError, match="does not hold"):
+        collect_report(sources, task, "test", benchmark=given | {"results": without})
+    with pytest.raises(InputError, match="price"):
+        collect_report(sources, task, "test", price_per_hour=-1.0)
+    with pytest.raises(InputError, match="no train2"):
+        collect_report(sources, task, "train2")
+
+
+def test_verdict_prefers_what_is_certified_and_names_what_beats_it() -> None:
+    def row(name: str, metric: float, rate: float, speed: float | None = None) -> dict[str, Any]:
+        backend = "transformers" if name == "base" else "torch"
+        return {
+            "name": name, "backend": backend, "precision": "fp32", "batching": "by length", "speed": speed,
+            "metric": metric, "metric_interval": [metric, metric], "texts_per_second": rate,
+            "ratio_to_baseline": rate / 10, "speedup": 2.0, "macs": 1e6,
+        }  # fmt: skip
+
+    def model(name: str, calibration: dict[str, Any] | None, origin: str) -> dict[str, Any]:
+        exits = {"default_speed": 0.3, "default_from": origin, "calibration": calibration}
+        return {"name": name, "source": name, "exits": exits if origin else None}
+
+    rows = [
+        row("base", 0.9, 10),
+        row("plain", 0.9, 30),
+        row("sure", 0.88, 20, 0.3),
+        row("other", 0.895, 40, 0.3),
+    ]
+    sure = {"mode": "certified", "max_drop": 0.03, "confidence": 0.95}
+    models = [model("plain", None, ""), model("sure", sure, "calibrated"), model("other", None, "picked")]
+    chosen = verdict(models, rows)
+    assert (chosen["model"], chosen["ratio"], chosen["ratio_kind"]) == ("sure", 2.0, "measured")
+    assert chosen["drop"] == pytest.approx(0.02) and chosen["guarantee"] is sure
+    assert [other["name"] for other in chosen["beaten_by"]] == ["plain", "other"]
+    models[1] = model("sure", sure | {"mode": "empirical"}, "calibrated")
+    chosen = verdict(models, rows)
+    assert (chosen["model"], chosen["guarantee"]) == ("other", None)
+    bad = [*rows[:1], row("plain", 0.5, 90), row("sure", 0.8, 20, 0.3), row("other", 0.7, 40, 0.3)]
+    assert verdict(models, bad)["model"] == "sure"
+
+
+def made_up(
+    problem_type: str, names: tuple[str, ...], labels: Any, seed: int = 0
+) -> tuple[ExitAnswersOfTask, ReplayedExits]:
+    """Random answers of three exits."""
+    random = np.random.default_rng(seed)
+    rows = len(labels)
+    logits = random.normal(size=(rows, 3, len(names) or 1)).astype(np.float32) * 2
+    answers = ExitAnswers((2, 4, 6), logits, None, np.full(rows, 8))
+    splits = {"test": Dataset.from_dict({"text": ["x"] * rows, "labels": labels.tolist()})}
+    metrics = {"regression": ("pearson",), "multi_label_classification": ("f1_micro",)}
+    task = alembert.Task("t", problem_type, names, metrics.get(problem_type, ("accuracy",)), splits)
+    policy = ExitPolicy(
+        "patience" if problem_type == "regression" else "entropy",
+        problem_type,
+        3,
+        tolerance=0.5,
+    )
+    return ExitAnswersOfTask(answers, task, labels), ReplayedExits(answers, policy, labels)
+
+
+def test_uncertainties_and_reliability_against_a_loop() -> None:
+    labels = np.random.default_rng(1).integers(0, 3, 200)
+    own, replayed = made_up("single_label_classification", ("a", "b", "c"), labels)
+    histograms = uncertainty_histograms(own, replayed)
+    for exit_ in range(2):
+        wrong = own.answers.logits[:, exit_].argmax(-1) != labels
+        expected = np.zeros(20, int)
+        for value in replayed.uncertainties[wrong, exit_]:
+            expected[min(int(value * 20), 19)] += 1
+        assert histograms["wrong"][exit_] == expected.tolist()
+        assert sum(histograms["right"][exit_]) == (~wrong).sum()
+    parts = reliability(own)
+    assert parts is not None and [part["layer"] for part in parts] == [2, 4, 6]
+    for exit_, part in enumerate(parts):
+        exponentials = np.exp(own.answers.logits[:, exit_].astype(float))
+        probabilities = exponentials / exponentials.sum(-1, keepdims=True)
+        assert part["metric"] == pytest.approx((probabilities.argmax(-1) == labels).mean())
+        from_bins = sum(one["rows"] * abs(one["confidence"] - one["accuracy"]) for one in part["bins"]) / len(
+            labels
+        )
+        assert part["expected_calibration_error"] == pytest.approx(from_bins, abs=1e-6)
+        assert from_bins == pytest.approx(expected_calibration_error(probabilities, labels), abs=1e-6)
+
+
+def test_confusions_are_those_that_grow() -> None:
+    random = np.random.default_rng(2)
+    labels, reference, early = (random.integers(0, 4, 300) for _ in range(3))
+    own, _ = made_up("single_label_classification", ("a", "b", "c", "d"), labels)
+    found = confusions(own.task, labels, early, reference)
+    growth = confusion_matrix(labels, early) - confusion_matrix(labels, reference)
+    np.fill_diagonal(growth, 0)
+    assert found is not None and len(found) == (growth > 0).sum()
+    names = "abcd"
+    grown = [pair["count"] - pair["reference_count"] for pair in found]
+    assert grown == sorted(grown, reverse=True)
+    for pair in found:
+        i, j = names.index(pair["label"]), names.index(pair["answer"])
+        assert pair["count"] - pair["reference_count"] == growth[i, j]
+        assert pair["rows"] == (labels == i).sum()
+
+
+def test_several_labels_and_values() -> None:
+    labels = np.random.default_rng(3).integers(0, 2, (60, 3)).astype(float)
+    own, replayed = made_up("multi_label_classification", ("a", "b", "c"), labels)
+    taken = [replayed.taken(speed) for speed in (0.0, 0.9)]
+    curve = class_curve(own, taken)
+    assert curve is not None and curve["rows"] == labels.sum(0).tolist()
+    wrong = (own.answers.logits[np.arange(60), taken[1]] > 0) != labels
+    assert curve["right"][1][0] == int((~wrong.any(-1) & (labels[:, 0] > 0)).sum())
+    found = confusions(own.task, labels, own.decisions[:, 0], own.decisions[:, -1])
+    missed = (labels[:, 1] > 0) & ~own.decisions[:, 0, 1]
+    before = (labels[:, 1] > 0) & ~own.decisions[:, -1, 1]
+    pair = next((one for one in found or [] if one["label"] == "b"), None)
+    assert (pair is not None) == (missed.sum() > before.sum())
+    parts = reliability(own)
+    assert parts is not None and sum(one["rows"] for one in parts[0]["bins"]) == 180
+    text = examples(own, replayed, ["x"] * 60, 0.9, 2)["early_right"][0]
+    assert text["answers"][-1]["uncertainty"] is None
+
+    values = np.random.default_rng(4).normal(size=50)
+    own, replayed = made_up("regression", (), values)
+    assert class_curve(own, [replayed.taken(0.5)]) is None
+    assert reliability(own) is None and confusions(own.task, values, values, values) is None
+    assert own.wrong[:, -1].sum() == 25
+    shown = examples(own, replayed, [("x", "y")] * 50, 0.7, 2)
+    assert shown["late"][0]["text"] == ["x", "y"] and shown["late"][0]["answers"][0]["probability"] is None
+
+
+def test_many_classes_are_counted_together() -> None:
+    names = tuple(f"class {index}" for index in range(MOST_CLASSES + 6))
+    labels = np.concatenate([np.arange(len(names)), np.repeat(np.arange(MOST_CLASSES), 3)])
+    own, replayed = made_up("single_label_classification", names, labels)
+    curve = class_curve(own, [replayed.taken(0.0)])
+    assert curve is not None and curve["labels"] == [*names[:MOST_CLASSES], OTHER_CLASSES]
+    assert curve["rows"] == [4] * MOST_CLASSES + [6]
+
+
+def test_long_texts_are_cut() -> None:
+    labels = np.random.default_rng(5).integers(0, 2, 20)
+    own, replayed = made_up("single_label_classification", ("a", "b"), labels)
+    (shown,) = examples(own, replayed, ["word " * 500] * 20, 0.3, 1)["late"]
+    assert len(shown["text"][0]) <= 802 and shown["text"][0].endswith(" …")
+
+
+def test_runs_leave_their_training_and_provenance(fast: Path, tmp_path: Path) -> None:
+    record = run_record(str(fast))
+    assert record["configuration"]["method"] == "ms-bert" and record["versions"]["alembert"]
+    assert set(record["files"]) == {"config.json", "model.safetensors"}
+    (stage, *_) = record["training"]
+    log = json.loads((fast / "trainer_state.json").read_text())
+    logged = [entry for entry in log[stage["name"]]["log_history"] if "loss" in entry]
+    assert stage["terms"]["loss"]["values"] == [entry["loss"] for entry in logged]
+    names = {key for entry in logged for key in entry if key.startswith("terms/")}
+    assert {f"terms/{name}" for name in stage["terms"] if name != "loss"} == names
+    assert run_record(str(tmp_path))["training"] == []
+    (tmp_path / "trainer_state.json").write_text('{"stage": {"log_history": 3}}')
+    with pytest.raises(InputError, match="no training log"):
+        training_curves(tmp_path)
+    (tmp_path / "steps" / "1-tinybert").mkdir(parents=True)
+    (tmp_path / "trainer_state.json").write_text(json.dumps(log))
+    (tmp_path / "steps" / "1-tinybert" / "trainer_state.json").write_text(json.dumps(log))
+    assert training_curves(tmp_path)[0]["name"].startswith("1-tinybert: ")
+
+
+def test_spread_keeps_both_ends() -> None:
+    assert spread(3, 5) == [0, 1, 2]
+    assert spread(0, 5) == []
+    kept = spread(1000, 7)
+    assert (kept[0], kept[-1], len(kept)) == (0, 999, 7)
