@@ -11,12 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from alembert import AdaptiveClassifier, InputError, Task
 from alembert.benchmarks.evaluation import collect_exit_answers
+from alembert.runtime import torch_backend
 from alembert.runtime.batching import token_budget_batches, windows
 from alembert.runtime.policies import POLICIES
+from alembert.runtime.torch_backend import _staying
 
 SPEEDS = (0.2, 0.5, 0.8, 1.0)
 
@@ -213,12 +216,21 @@ def test_one_text_none_and_pairs(classifier: AdaptiveClassifier, texts: list[str
 @pytest.mark.parametrize("window", [2, 100])
 @pytest.mark.parametrize(
     ("bad", "words"),
-    [("", "is empty"), (" \t\n", "is empty"), (7, "must be a string"), (None, "must be a string")],
+    [
+        ("", "is empty"),
+        (" \t\n", "is empty"),
+        (7, "must be a string"),
+        (None, "must be a string"),
+        ("ü \ud800", r"holds the lone surrogate U\+D800 at character 3"),
+        ("caf\udce9", r"holds the lone surrogate U\+DCE9"),
+    ],
 )
 def test_wrong_texts_are_named_by_position(fast: Path, window: int, bad: Any, words: str) -> None:
     classifier = AdaptiveClassifier.from_pretrained(fast, window=window)
     with pytest.raises(InputError, match=f"text 3[: ].*{words}|text 3 {words}"):
         classifier.predict(["soup", "rain", "goal", bad, "soup"])
+    with pytest.raises(InputError, match="text 4099"):
+        list(classifier.stream(["soup", "rain", "goal", bad], start=4096))
 
 
 def test_other_wrong_input_is_refused(fast: Path, classifier: AdaptiveClassifier) -> None:
@@ -269,6 +281,77 @@ def test_exits_can_be_chosen_at_run_time(fast: Path, task: Task) -> None:
     assert collected.logits.shape[1] == 3
     taken = collected.replay(some.policy(), 0.7)
     assert [collected.exit_layers[index] for index in taken] == [answer.exit for answer in answers]
+
+
+class _HostReads(TorchDispatchMode):
+    """Counts operations for whose results the host has to wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).split(".")[1]
+        by_mask = name == "index" and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if by_mask or name in (
+            "nonzero",
+            "item",
+            "_local_scalar_dense",
+            "is_nonzero",
+            "masked_select",
+            "equal",
+        ):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_host_waits_for_the_device_once_per_exit(
+    fast: Path, texts: list[str], policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = AdaptiveClassifier.from_pretrained(fast)
+    told: list[tuple[int, int]] = []
+
+    def staying(leaves: torch.Tensor, mask: torch.Tensor) -> tuple[int, int]:
+        told.append(_staying(leaves, mask))
+        kept = mask[~leaves]
+        assert told[-1] == (len(kept), int(kept.sum(1).max()) if len(kept) else 0)
+        return told[-1]
+
+    monkeypatch.setattr(torch_backend, "_staying", staying)
+    (_, batch), *_ = classifier.batches(classifier.encode(texts))
+    chosen = classifier.policy(policy)
+    expected = classifier.backend.run(batch, chosen, 0.7)
+    told.clear()
+    monkeypatch.setattr(torch_backend, "_staying", lambda *given: told.append(_staying(*given)) or told[-1])
+    with _HostReads() as reads:
+        found = classifier.backend.run(batch, chosen, 0.7)
+    assert 1 <= len(told) <= 3
+    # transformers asks every mask that it is given whether it masks anything: at the start, and when rows left.
+    assert set(reads.names) <= {"is_nonzero"} and len(reads.names) <= 1 + len(told)
+    assert np.array_equal(found.exit_layers, expected.exit_layers)
+
+
+def test_half_precision_and_devices(fast: Path, teacher: Path, texts: list[str], tmp_path: Path) -> None:
+    full = AdaptiveClassifier.from_pretrained(fast, speed=0.5, device="cpu")
+    half = AdaptiveClassifier.from_pretrained(fast, speed=0.5, dtype="bf16")
+    assert {weight.dtype for weight in half.backend.model.parameters()} == {torch.bfloat16}
+    assert (half.settings["dtype"], full.settings["dtype"]) == ("bfloat16", "float32")
+    assert full.settings["device"] == "cpu"
+    probabilities = half.predict_proba(texts, speed=0.0)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, full.predict_proba(texts, speed=0.0), atol=0.05)
+    same = [
+        one.label == other.label for one, other in zip(half.predict(texts), full.predict(texts), strict=True)
+    ]
+    assert np.mean(same) > 0.9
+    with pytest.raises(InputError, match="precision 'int4'"):
+        AdaptiveClassifier.from_pretrained(fast, dtype="int4")
+    for device in ("abacus", "cuda:77"):
+        with pytest.raises(InputError, match=f"device '{device}'"):
+            AdaptiveClassifier.from_pretrained(teacher, device=device)
 
 
 @pytest.mark.parametrize("exits", [[5], [0, 1]])

@@ -14,6 +14,7 @@ import pytest
 import alembert
 from alembert.benchmarks.evaluation import task_texts
 from alembert.common.errors import InputError
+from alembert.runtime.export import export_classifier
 
 PROGRAMS = Path(__file__).parents[1] / "benchmarks"
 
@@ -54,6 +55,56 @@ def test_fastberts_published_inference(
     for entry in results["results"].values():
         assert entry["same_exit"] == entry["same_label"] == 1.0
     assert json.loads(output.read_text())["padded_length"] == 48
+
+
+def test_parity_of_exports(
+    program: Any, fast: Path, task: alembert.Task, task_folder: Path, tmp_path: Path
+) -> None:
+    module, output = program("parity"), tmp_path / "parity.json"
+    exported = {precision: tmp_path / precision for precision in ("fp32", "int8")}
+    for precision, folder in exported.items():
+        export_classifier(fast, folder, precision=precision)
+    results = module.main(
+        [str(fast), "--exported", *map(str, exported.values()), "--data", str(task_folder), "--split", "dev",
+         "--speed", "0,0.6", "--alone-rows", "5", "--output", str(output)]
+    )  # fmt: skip
+    assert json.loads(output.read_text()) == results
+    assert (results["split"], results["rows"], results["alone_rows"]) == ("dev", 32, 5)
+    rows = results["results"]
+    assert [(row["speed"], Path(row["model"]).name) for row in rows] == [
+        (speed, name) for speed in (0.0, 0.6) for name in ("fast", "fp32", "int8")
+    ]
+    texts, truth = task_texts(task, "dev"), np.array(task.dataset("dev")["labels"])
+    right = {}
+    for row in rows:
+        classifier = alembert.AdaptiveClassifier.from_pretrained(row["model"])
+        names = np.array([answer.label for answer in classifier.predict(texts, speed=row["speed"])])
+        right[row["model"], row["speed"]] = names == np.array(classifier.label_names)[truth]
+        assert row["accuracy"] == right[row["model"], row["speed"]].mean()
+        if Path(row["model"]).name != "int8":
+            alone = row["alone_against_batches"]
+            assert alone["same_exit"] == alone["same_label"] == 1.0
+            assert alone["mean_difference"] <= alone["max_difference"] < 1e-4
+    for row in (row for row in rows if "against_run" in row):
+        against = row["against_run"]
+        changes = right[row["model"], row["speed"]].astype(int) - right[str(fast), row["speed"]]
+        assert against["accuracy_difference"] == changes.mean()
+        assert (against["lost"], against["gained"]) == ((changes < 0).sum(), (changes > 0).sum())
+        if Path(row["model"]).name == "fp32":
+            assert against["same_exit"] == against["same_label"] == 1.0
+            assert against["max_difference"] < 1e-4
+            assert against["accuracy_difference_interval"] == [0.0, 0.0]
+        else:
+            assert 1e-6 < against["mean_difference"] <= against["max_difference"]
+
+
+def test_a_difference_in_pairs(program: Any) -> None:
+    right, reference = np.repeat([True, False, True, False], [70, 5, 10, 15]), np.arange(100) < 75
+    found = program("parity").paired_difference(right, reference)
+    assert (found["lost"], found["gained"], found["accuracy_difference"]) == (5, 10, 0.05)
+    # Normal approximation: variance of a pair is 0.15 − 0.05².
+    half = 1.96 * ((0.15 - 0.05**2) / 100) ** 0.5
+    assert found["accuracy_difference_interval"] == pytest.approx([0.05 - half, 0.05 + half], abs=0.012)
 
 
 def test_a_hard_row(program: Any, capsys: pytest.CaptureFixture[str]) -> None:

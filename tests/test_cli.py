@@ -256,7 +256,7 @@ def test_predictions_are_written_in_the_order_of_the_input(
         with output.open(newline="") as file:
             rows = list(csv.DictReader(file, delimiter="," if ending == "csv" else "\t"))
     assert len(rows) == len(texts)
-    assert list(rows[0]) == ["label", "score", "exit", "uncertainty"]
+    assert list(rows[0]) == ["label", "score", "exit", "uncertainty", "error"]
     for text, row in zip(texts, rows, strict=True):
         assert run(["predict", str(fast), text, "--speed", "0.8", "--json"]) == 0
         alone = json.loads(capfd.readouterr().out)

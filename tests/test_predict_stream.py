@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,11 @@ from hypothesis import strategies as st
 
 from alembert.cli import options
 from alembert.cli.app import run
+from alembert.cli.predict import _count
 from alembert.common.errors import InputError
 from alembert.data.texts import attempt_texts, iterate_texts
-from alembert.runtime.adaptive import Prediction
+from alembert.runtime.adaptive import AdaptiveClassifier, Prediction
+from alembert.runtime.calibration_file import CALIBRATION_FILE, model_files_fingerprint, write_calibration
 from alembert.runtime.prediction_file import PredictionFile
 
 Capture = pytest.CaptureFixture[str]
@@ -30,12 +36,19 @@ class WordCounter:
 
     def __init__(self) -> None:
         self.texts: list[Any] = []
+        self.starts: list[int] = []
+        self.settings: dict[str, Any] = {}
 
-    def stream(self, texts: Iterable[Any], **how: Any) -> Iterator[Prediction]:
+    def load(self, *_: Any, **options: Any) -> WordCounter:
+        self.settings = {name: options[name] for name in ("speed", "policy", "max_length", "batch_tokens")}
+        return self
+
+    def stream(self, texts: Iterable[Any], *, start: int) -> Iterator[Prediction]:
+        self.starts.append(start)
         for text in texts:
             self.texts.append(text)
             words = (" ".join(text) if isinstance(text, tuple) else text).split()
-            yield Prediction(words[-1], len(words) + (how["speed"] or 0), 2, None)
+            yield Prediction(words[-1], len(words) + (self.settings["speed"] or 0), 2, None)
 
 
 @pytest.fixture
@@ -49,7 +62,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def classifier(monkeypatch: pytest.MonkeyPatch) -> WordCounter:
     counter = WordCounter()
-    monkeypatch.setattr(options, "load_adaptive", lambda *_, **__: counter)
+    monkeypatch.setattr(options, "load_adaptive", counter.load)
     return counter
 
 
@@ -75,6 +88,67 @@ def labels(path: Path) -> list[Any]:
 
 
 TEXTS = [f"text number {row}" for row in range(19)]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_failed_run_goes_on_past_the_bad_row(
+    predict: Callable[..., int], classifier: WordCounter, tmp_path: Path, capfd: Capture, ending: str
+) -> None:
+    texts = [*TEXTS[:10], " ", *TEXTS[11:]]
+    source, output = lines(tmp_path / "texts.txt", texts), tmp_path / f"labels.{ending}"
+    assert predict(source, output.name) == 2
+    assert "go on past bad rows with --on-error skip" in capfd.readouterr().err
+    assert predict(source, output.name, "--on-error", "skip") == 0
+    assert classifier.texts == [text for text in texts[8:] if text != " "]
+    assert classifier.starts[-3:] == [8, 12, 16]
+    resumed = output.read_bytes()
+    assert predict(source, output.name, "--on-error", "skip", "--resume", "never") == 0
+    assert output.read_bytes() == resumed
+
+
+def test_a_run_that_skipped_bad_rows_does_not_go_on_without(
+    predict: Callable[..., int],
+    classifier: WordCounter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Capture,
+) -> None:
+    source = lines(tmp_path / "texts.txt", ["a", " ", *TEXTS])
+    calls = iter([None, None, SystemExit(137)])
+
+    def dying(*_: Any) -> None:
+        if (error := next(calls)) is not None:
+            raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", dying)
+        assert predict(source, "labels.jsonl", "--on-error", "skip") == 137
+    capfd.readouterr()
+    assert predict(source) == 2
+    assert "1 of the 8 rows that an interrupted run has done are bad ones" in capfd.readouterr().err
+    assert predict(source, "labels.jsonl", "--on-error", "skip") == 0
+    assert classifier.texts == TEXTS[6:]
+
+
+def test_two_processes_do_not_write_to_one_file(
+    predict: Callable[..., int], classifier: WordCounter, tmp_path: Path, capfd: Capture
+) -> None:
+    source, output = lines(tmp_path / "texts.txt", TEXTS), tmp_path / "labels.jsonl"
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom alembert.runtime.prediction_file import PredictionFile\n"
+        "with PredictionFile(Path(sys.argv[1]), {}, resume=True):\n    print(flush=True)\n    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(output)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert predict(source) == 2
+        assert predict(source, "labels.jsonl", "--resume", "never") == 2
+        message = capfd.readouterr().err
+        assert f"--output {output}: another process is writing to it" in message
+        other.kill()
+    assert predict(source) == 0
+    assert [path.name for path in tmp_path.rglob("*labels*")] == ["labels.jsonl"]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv"])
@@ -149,7 +223,14 @@ def test_an_interrupted_run_of_another_job_is_refused_or_thrown_away(
     assert predict(source) == 2
     part = (tmp_path / "labels.jsonl.part").read_bytes()
     capfd.readouterr()
-    for changed, words in ((["--speed", "0.5"], "another speed (None there, 0.5 now)"), ([], "no longer")):
+    for changed, words in (
+        (["--speed", "0.5"], "another speed (None there, 0.5 now)."),
+        (
+            ["--batch-tokens", "9", "--policy", "margin"],
+            "(None there, 'margin' now), batch tokens (4096 there, 9 now)",
+        ),
+        ([], "no longer"),
+    ):
         if not changed:
             lines(source, ["another text", *TEXTS[1:]])
         assert predict(source, "labels.jsonl", *changed) == 2
@@ -162,7 +243,11 @@ def test_an_interrupted_run_of_another_job_is_refused_or_thrown_away(
     lines(source, TEXTS)
     (model / "manifest.json").write_text('{"other": 1}', encoding="utf-8")
     assert predict(source) == 2
-    assert "another model" in capfd.readouterr().err
+    assert "another model (manifest.json)" in capfd.readouterr().err
+    (model / "manifest.json").write_text("{}", encoding="utf-8")
+    (model / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    assert predict(source) == 2
+    assert "another tokenizer (tokenizer_config.json)" in capfd.readouterr().err
     assert (tmp_path / "labels.jsonl.part").read_bytes() == part
     assert predict(source, "labels.jsonl", "--resume", "never") == 0
     assert classifier.texts == TEXTS
@@ -202,6 +287,11 @@ def test_bad_rows_are_told_in_their_place(
     bad = sum(label is None for _, label in expected)
     summary = json.loads(capfd.readouterr().out)
     assert (summary["rows"], summary["errors"]) == (len(expected), bad)
+    assert _count(source) == (None if form == "csv" else len(content.splitlines()) - (form == "tsv"))
+    source.write_text(content.rstrip("\n"), encoding="utf-8")
+    assert _count(source) == (
+        None if form == "csv" else len(content.rstrip("\n").splitlines()) - (form == "tsv")
+    )
     if ending == "jsonl":
         records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     else:
@@ -256,6 +346,23 @@ def test_standard_output_takes_files_too(
     ]
 
 
+def test_arguments_are_checked_row_by_row_like_files(
+    model: Path, classifier: WordCounter, capfd: Capture
+) -> None:
+    arguments = ["predict", str(model), "one text", " ", "half \udc80", "another text here"]
+    assert run(arguments) == 2
+    assert "text argument 2 is empty" in capfd.readouterr().err
+    assert run([*arguments, "--on-error", "skip"]) == 0
+    first, second, third, fourth = capfd.readouterr().out.splitlines()
+    assert (first, fourth) == ("text\t2.000\texit 2\tone text", "here\t3.000\texit 2\tanother text here")
+    assert second == "error\ttext argument 2 is empty"
+    assert third.startswith("error\ttext argument 3: holds the lone surrogate U+DC80 at character 6")
+    assert run([*arguments, "--on-error", "skip", "--json"]) == 0
+    records = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [record["label"] for record in records] == ["text", None, None, "here"]
+    assert [record["error"] is None for record in records] == [True, False, False, True]
+
+
 def test_strict_and_tolerant_reading_give_the_same_rows(tmp_path: Path) -> None:
     source = tmp_path / "pairs.csv"
     source.write_text('text,text_b\na,b\n"c,d",e\n', encoding="utf-8")
@@ -286,19 +393,104 @@ def test_any_interruption_gives_the_same_file(
     def record(name: str) -> dict[str, Any]:
         return {"label": name, "score": 0.5, "exit": 1, "uncertainty": None}
 
-    whole = PredictionFile(folder / f"whole.{ending}", {"speed": 0.1}, with_errors=False, resume=True)
+    whole = PredictionFile(folder / f"whole.{ending}", {"speed": 0.1}, resume=True)
     whole.append(names, [record(name) for name in names])
     whole.finish()
-    file = PredictionFile(folder / f"parts.{ending}", {"speed": 0.1}, with_errors=False, resume=True)
+    whole.close()
+    file = PredictionFile(folder / f"parts.{ending}", {"speed": 0.1}, resume=True)
     reopened = False
     turn = 0
     while file.rows < len(names):
         if file.rows >= stop and not reopened:
             reopened = True
-            file = PredictionFile(folder / f"parts.{ending}", {"speed": 0.1}, with_errors=False, resume=True)
+            file.close()
+            file = PredictionFile(folder / f"parts.{ending}", {"speed": 0.1}, resume=True)
             file.skip(iter(rows))
         window = names[file.rows : file.rows + sizes[turn % len(sizes)]]
         turn += 1
         file.append(window, [record(name) for name in window])
     file.finish()
+    file.close()
     assert (folder / f"parts.{ending}").read_bytes() == (folder / f"whole.{ending}").read_bytes()
+
+
+@pytest.fixture
+def calibrated(fast: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the run, and a calibration for it on demand."""
+    folder = shutil.copytree(fast, tmp_path / "calibrated")
+
+    def write() -> Path:
+        settings = {"speed": 0.9, "policy": "entropy", "top_k": None, "renormalise": None, "tolerance": None}
+        record = settings | {
+            "exits": [1, 3],
+            "max_length": 20,
+            "model_files": model_files_fingerprint(folder),
+        }
+        write_calibration(folder / CALIBRATION_FILE, record)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"policy": "margin"}, {"speed": 0.3}, {"policy": "top_k_entropy", "top_k": 2, "speed": 0.5}],
+)
+def test_a_calibration_is_used_or_left_aside_as_from_python(
+    calibrated: Callable[..., Path], asked: dict[str, Any], capfd: Capture
+) -> None:
+    folder, texts = (
+        calibrated(),
+        ["we saw the soup", "the goal and the rain", "wind", "very much bread there"],
+    )
+    flags = [part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    assert run(["predict", str(folder), *texts, "--json", *flags]) == 0
+    found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    classifier = AdaptiveClassifier.from_pretrained(folder, **asked)
+    effective = classifier.settings
+    assert (effective["exits"], effective["max_length"]) == (([1, 2, 3], 32) if asked else ([1, 3], 20))
+    assert effective["speed"] == (asked.get("speed", 0.0) if asked else 0.9)
+    for record, expected in zip(found, classifier.predict(texts), strict=True):
+        assert (record["label"], record["exit"]) == (expected.label, expected.exit)
+        assert record["uncertainty"] == pytest.approx(expected.uncertainty)
+
+
+def test_a_calibration_between_two_runs_is_another_job(
+    calibrated: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    load = options.load_adaptive
+    monkeypatch.setattr(options, "load_adaptive", partial(load, window=4))
+    folder = tmp_path / "calibrated"
+    source = lines(tmp_path / "texts.txt", [*TEXTS[:10], " ", *TEXTS[11:]])
+    command = ["predict", str(folder), "--input", str(source), "--output", str(tmp_path / "labels.csv")]
+    assert run(command) == 2
+    lines(source, TEXTS)
+    calibrated()
+    capfd.readouterr()
+    assert run(command) == 2
+    message = capfd.readouterr().err
+    assert "holds 8 predictions of an interrupted run with another speed (0.0 there, 0.9 now)" in message
+    assert "exits ([1, 2, 3] there, [1, 3] now)" in message
+    assert "max length (32 there, 20 now)" in message
+    (folder / CALIBRATION_FILE).unlink()
+    described = json.loads((folder / "alembert.json").read_text(encoding="utf-8"))
+    described["configuration"]["settings"]["max_length"] = 16
+    (folder / "alembert.json").write_text(json.dumps(described), encoding="utf-8")
+    assert run(command) == 2
+    assert "another max length (32 there, 16 now)." in capfd.readouterr().err
+
+
+def test_precision_and_device_are_chosen_on_the_command_line(
+    fast: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    opened: list[AdaptiveClassifier] = []
+    load = options.load_adaptive
+    monkeypatch.setattr(
+        options, "load_adaptive", lambda *given, **how: opened.append(load(*given, **how)) or opened[-1]
+    )
+    assert run(["predict", str(fast), "the soup", "--device", "cpu", "--precision", "bf16"]) == 0
+    assert (opened[0].settings["device"], opened[0].settings["dtype"]) == ("cpu", "bfloat16")
+    assert run(["predict", str(model), "the soup", "--precision", "bf16"]) == 2
+    assert "precision bf16: the numbers of an exported model were chosen" in capfd.readouterr().err
+    assert run(["predict", str(fast), "the soup", "--device", "abacus"]) == 2
+    assert "device 'abacus': cannot be used here" in capfd.readouterr().err

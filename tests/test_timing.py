@@ -30,11 +30,23 @@ class FakeClock:
         return run
 
 
-def test_candidates_take_turns_and_the_order_rotates() -> None:
+def _runs(seed: int) -> list[str]:
     clock = FakeClock()
-    candidates = {name: clock.candidate(name, *[1.0] * 5) for name in "abc"}
-    interleave(candidates, repeats=4, warm_up=1, clock=clock)
-    assert clock.runs == list("cababcbcacababc")
+    candidates = {name: clock.candidate(name, *[1.0] * 61) for name in "abcd"}
+    interleave(candidates, repeats=60, warm_up=1, seed=seed, clock=clock)
+    return ["".join(clock.runs[start : start + 4]) for start in range(0, len(clock.runs), 4)]
+
+
+def test_candidates_take_turns_in_orders_that_are_drawn() -> None:
+    rounds = _runs(3)
+    assert len(rounds) == 61
+    assert all(sorted(order) == list("abcd") for order in rounds)
+    assert rounds == _runs(3) != _runs(4)
+    # Each place, and each neighbour before one, comes up about as often as the others: 60 / 4 and 45 / 3.
+    for name in "abcd":
+        places = [sum(order[place] == name for order in rounds) for place in range(4)]
+        before = [sum(f"{other}{name}" in order for order in rounds) for other in "abcd" if other != name]
+        assert min(places) > 5 and min(before) > 5
 
 
 def test_seconds_leave_out_the_warm_up() -> None:

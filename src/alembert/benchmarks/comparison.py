@@ -41,7 +41,7 @@ def benchmark(
     """Measures models, what people use in place of the first one, and programs of others, in turn.
 
     Every row goes all the way from strings to labels, tokenisation included. Quality and exits come from all rows
-    of the split. Time comes from a sample: each round runs every row once, in an order that rotates.
+    of the split. Time comes from a sample: each round runs every row once, in an order that is drawn anew.
 
     Args:
         models: run directories, folders in Hugging Face layout, hub ids or exported folders. The first is the
@@ -132,7 +132,10 @@ def _time(
     calls: dict[str, Callable[[], float]] = {c.title: _asking("throughput", c) for c in candidates}
     calls |= {program.title: partial(program.seconds, timed) for program in programs}
     measured = take_turns(
-        calls, repeats=settings.repeats, progress=lambda done, total: notify("timing batches", done, total)
+        calls,
+        repeats=settings.repeats,
+        seed=settings.seed,
+        progress=lambda done, total: notify("timing batches", done, total),
     )
     return {title: Timing(seconds) for title, seconds in measured.items()}
 
@@ -147,6 +150,8 @@ def _latencies(
     return take_turns(
         calls,
         repeats=settings.repeats,
+        # Others than for the batches.
+        seed=settings.seed + 1,
         progress=lambda done, total: notify("timing single texts", done, total),
     )
 

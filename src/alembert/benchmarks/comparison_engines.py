@@ -13,6 +13,7 @@ import numpy as np
 from alembert.benchmarks.comparison_rows import BY_LENGTH, IN_ORDER, Candidate
 from alembert.benchmarks.comparison_settings import DEFAULT_SPEEDS, BenchmarkSettings
 from alembert.benchmarks.engines import ALEMBERT, ONNXRUNTIME, TRANSFORMERS, EngineSettings, Text
+from alembert.benchmarks.graph_macs import GraphCosts
 from alembert.benchmarks.plain_onnx import export_plain_int8
 from alembert.benchmarks.pruning import segment_macs
 from alembert.benchmarks.worker import EngineRequests, ProcessWorker, Worker
@@ -159,6 +160,8 @@ class Opener:
         self.workers += 1
         self.notify("loading", self.workers, self.expected)
         facts = worker.ask("facts")
+        # Counted here, so that the engine's own process holds no graph twice.
+        costs = GraphCosts.of_export(fact.source) if fact.exported else None
         return Candidate(
             name=name,
             backend=kind if kind != ALEMBERT else ("onnx" if fact.exported else "torch"),
@@ -171,6 +174,8 @@ class Opener:
             has_exits=adaptive,
             load_seconds=facts["load_seconds"],
             speed=facts["speed"] if adaptive else 0.0,
+            exits=tuple(facts["exits"]),
+            graph_costs=costs,
         )
 
 

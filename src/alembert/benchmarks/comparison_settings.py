@@ -30,7 +30,7 @@ class BenchmarkSettings:
         exits, policy, top_k, max_length: over the models' own, as in `AdaptiveClassifier`.
         own_processes: whether every engine has a process of its own; else all share this one, and memory is not
             measured.
-        seed: of the sample.
+        seed: of the sample and of the orders of turns.
     """
 
     peers: tuple[str, ...] = PEERS

@@ -6,13 +6,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 Text = str | tuple[str, str]
 Label = str | float | list[str]
 """A label's name, a regression value, or the names of a multi-label answer."""
+
+Convention = Literal["paper", "full"]
+"""As in `flops`, which needs torch."""
 
 TRANSFORMERS, ONNXRUNTIME, ALEMBERT = "transformers", "onnxruntime", "alembert"
 _MACS_LENGTH = 128
@@ -70,11 +73,13 @@ class Engine(Protocol):
         policy: name of the exit policy; None for a model that is always run whole.
         max_length: texts are cut to this many tokens.
         speed: the model's own; 0 where it has none.
+        exits: layers of the exits that are used.
     """
 
     policy: str | None
     max_length: int
     speed: float
+    exits: tuple[int, ...]
 
     def answer(self, texts: Sequence[Text], speed: float) -> Answers:
         """Labels of texts, batched as the engine batches."""
@@ -85,8 +90,13 @@ class Engine(Protocol):
     def lengths(self, texts: Sequence[Text]) -> np.ndarray:
         """Tokens of each text, (rows,) int64, by the engine's own tokenizer."""
 
-    def macs(self, exit_layers: np.ndarray, lengths: np.ndarray, speed: float) -> np.ndarray | None:
-        """Multiply-accumulates of each text, (rows,) float64, in the `paper` convention; None where unknown."""
+    def macs(
+        self, exit_layers: np.ndarray, lengths: np.ndarray, speed: float, convention: Convention = "paper"
+    ) -> np.ndarray | None:
+        """Multiply-accumulates of each text, (rows,) float64; None where unknown.
+
+        In the convention "paper", or in "full", which is what the engine really computes.
+        """
 
 
 def load_engine(settings: EngineSettings) -> Engine:
@@ -118,6 +128,7 @@ class TransformersEngine:
         self._costs = CostModel.from_model(model)
         self.policy: str | None = None
         self.speed = 0.0
+        self.exits: tuple[int, ...] = ()
         self._num_layers = self._costs.num_layers
         self._problem_type: str = model.config.problem_type
         self._names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
@@ -147,9 +158,11 @@ class TransformersEngine:
         encoding = self._tokenizer(*columns(texts), truncation=True, max_length=self.max_length)
         return np.array([len(ids) for ids in encoding["input_ids"]])
 
-    def macs(self, exit_layers: np.ndarray, lengths: np.ndarray, speed: float) -> np.ndarray:
+    def macs(
+        self, exit_layers: np.ndarray, lengths: np.ndarray, speed: float, convention: Convention = "paper"
+    ) -> np.ndarray:
         """The full model's multiply-accumulates for each text."""
-        return self._costs.full_model_macs(lengths)
+        return self._costs.full_model_macs(lengths, convention)
 
     def _logits(self, texts: Sequence[Text]) -> np.ndarray:
         with self._torch.inference_mode():
@@ -195,6 +208,7 @@ class OnnxRuntimeEngine:
         self.max_length = settings.max_length
         self.policy: str | None = None
         self.speed = 0.0
+        self.exits: tuple[int, ...] = ()
 
     def answer(self, texts: Sequence[Text], speed: float) -> Answers:
         """The model's labels; `speed` has no meaning here."""
@@ -212,7 +226,9 @@ class OnnxRuntimeEngine:
         encoding = self._tokenizer(*columns(texts), truncation=True, max_length=self.max_length)
         return np.array([len(ids) for ids in encoding["input_ids"]])
 
-    def macs(self, exit_layers: np.ndarray, lengths: np.ndarray, speed: float) -> np.ndarray | None:
+    def macs(
+        self, exit_layers: np.ndarray, lengths: np.ndarray, speed: float, convention: Convention = "paper"
+    ) -> np.ndarray | None:
         """None: a graph does not tell."""
         return None
 
@@ -244,20 +260,16 @@ class AlembertEngine:
             batch_tokens=settings.batch_tokens,
             threads=settings.threads,
             device=settings.device if is_torch else None,
+            dtype=settings.precision if is_torch else None,
         )
         self._costs: Any = None
         if is_torch:
-            import torch
-
             from alembert.benchmarks.flops import CostModel
 
-            model = self._classifier.backend.model
-            self._costs = CostModel.from_model(model)
-            if settings.precision == "bf16":
-                model.to(torch.bfloat16)
+            self._costs = CostModel.from_model(self._classifier.backend.model)
         self.max_length, self.speed = self._classifier.max_length, self._classifier.speed
-        has_exits = len(self._classifier.exit_layers) > 1
-        self.policy: str | None = self._classifier.policy().name if has_exits else None
+        self.exits: tuple[int, ...] = self._classifier.exit_layers[:-1]
+        self.policy: str | None = self._classifier.policy().name if self.exits else None
 
     def answer(self, texts: Sequence[Text], speed: float) -> Answers:
         """Labels and exits at a speed."""
@@ -273,13 +285,19 @@ class AlembertEngine:
         """Tokens of each text."""
         return np.array([len(row["input_ids"]) for row in self._classifier.encode(texts)])
 
-    def macs(self, exit_layers: np.ndarray, lengths: np.ndarray, speed: float) -> np.ndarray | None:
-        """Multiply-accumulates of each text, heads passed on the way included."""
-        active = self._classifier.exit_layers[:-1] if speed > 0 else ()
+    def macs(
+        self, exit_layers: np.ndarray, lengths: np.ndarray, speed: float, convention: Convention = "paper"
+    ) -> np.ndarray | None:
+        """Multiply-accumulates of each text, heads passed on the way included.
+
+        An exported model's manifest holds the `paper` convention alone; `graph_macs` counts what graphs compute.
+        """
+        active = self.exits if speed > 0 else ()
         if self._manifest is not None:
-            known = bool(self._manifest.macs)
+            known = bool(self._manifest.macs) and convention == "paper"
             return manifest_macs(self._manifest, exit_layers, lengths, active) if known else None
-        return self._costs.macs(exit_layers, lengths, active_exits=active)  # type: ignore[no-any-return]
+        macs: np.ndarray = self._costs.macs(exit_layers, lengths, convention, active_exits=active)
+        return macs
 
 
 def manifest_macs(

@@ -53,6 +53,7 @@ def interleave(
     *,
     repeats: int,
     warm_up: int = 1,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
@@ -61,7 +62,7 @@ def interleave(
     Args:
         candidates: by name; each call does the whole work and returns only when it is done (a candidate on an
             accelerator synchronises before it returns).
-        repeats, warm_up, progress: as in `take_turns`.
+        repeats, warm_up, seed, progress: as in `take_turns`.
         clock: seconds from any starting point, growing.
 
     Returns:
@@ -83,6 +84,7 @@ def interleave(
         {name: timed(call) for name, call in candidates.items()},
         repeats=repeats,
         warm_up=warm_up,
+        seed=seed,
         progress=progress,
     )
     return {name: Timing(values) for name, values in measured.items()}
@@ -93,16 +95,19 @@ def take_turns(
     *,
     repeats: int,
     warm_up: int = 1,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[T]]:
     """Runs every candidate once per round and collects what it returns, which may be its own measurement.
 
-    The order is rotated from round to round: each candidate comes first, second, … equally often.
+    Each round has an order of its own, drawn by `seed`. A rotation would give every candidate the same one before it
+    in all rounds but one, and with it the caches, the heat and the waiting threads that this one leaves behind.
 
     Args:
         candidates: by name.
         repeats: rounds whose values are kept, at least 1.
         warm_up: rounds before them, at least 0.
+        seed: of the orders.
         progress: called after every candidate's run with the runs done and the runs in all, warm-up included.
 
     Returns:
@@ -120,9 +125,9 @@ def take_turns(
     names = list(candidates)
     kept: dict[str, list[T]] = {name: [] for name in names}
     total, done = (warm_up + repeats) * len(names), 0
+    generator = np.random.default_rng(seed)
     for round_index in range(-warm_up, repeats):
-        shift = round_index % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in (names[place] for place in generator.permutation(len(names))):
             value = candidates[name]()
             if round_index >= 0:
                 kept[name].append(value)

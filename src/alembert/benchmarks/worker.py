@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from alembert.benchmarks.engines import EngineSettings, Text, load_engine, seconds
+from alembert.benchmarks.engines import Convention, EngineSettings, Text, load_engine, seconds
 from alembert.common.errors import InputError
 
 
@@ -58,6 +58,7 @@ class EngineRequests:
             "policy": engine.policy,
             "max_length": engine.max_length,
             "speed": engine.speed,
+            "exits": list(engine.exits),
             "load_seconds": self._load_seconds,
         }
 
@@ -67,11 +68,18 @@ class EngineRequests:
     def _answers(self, texts: Sequence[Any], speed: float) -> dict[str, Any]:
         given = _as_texts(texts)
         answers = self._engine.answer(given, speed)
-        macs = self._engine.macs(answers.exit_layers, self._engine.lengths(given), speed)
+        lengths = self._engine.lengths(given)
+
+        def macs(convention: Convention) -> list[float] | None:
+            counted = self._engine.macs(answers.exit_layers, lengths, speed, convention)
+            return None if counted is None else np.asarray(counted, np.float64).tolist()
+
         return {
             "labels": answers.labels,
             "exit_layers": answers.exit_layers.tolist(),
-            "macs": None if macs is None else np.asarray(macs, np.float64).tolist(),
+            "lengths": lengths.tolist(),
+            "macs": macs("paper"),
+            "macs_executed": macs("full"),
         }
 
     def _hold(self, texts: Sequence[Any], alone: Sequence[Any]) -> None:

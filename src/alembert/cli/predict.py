@@ -16,6 +16,13 @@ from alembert.cli import options as o
 from alembert.common.errors import InputError
 
 
+class Precision(StrEnum):
+    """Of a model of torch."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class OnError(StrEnum):
     """What to do at a row that cannot be read."""
 
@@ -50,6 +57,13 @@ def predict(
     batch_tokens: o.BatchTokensOption = 4096,
     max_length: o.MaxLengthOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda, of a run; CUDA where there is one, unless given.")
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Numbers that a run computes in; an exported model's were chosen at export."),
+    ] = None,
     on_error: Annotated[
         OnError,
         typer.Option(
@@ -79,21 +93,31 @@ def predict(
     if output is not None:
         output_format(output)
     rows = _rows(texts, input_file, text_column, text_pair_column)
-    opening = {"tolerance": tolerance, "max_length": max_length, "exits": exits}
-    classifier = o.load_adaptive(run, batch_tokens=batch_tokens, threads=threads, **opening)
-    how = {"speed": speed, "policy": policy, "top_k": top_k, "renormalise": renormalise}
+    # All of it at loading: a calibration beside the model is used or left aside by what is asked for.
+    classifier = o.load_adaptive(
+        run,
+        speed=speed,
+        policy=policy,
+        top_k=top_k,
+        renormalise=renormalise,
+        tolerance=tolerance,
+        exits=exits,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        threads=threads,
+        device=device,
+        dtype=precision,
+    )
     skips = on_error is OnError.skip
     if output is None:
-        _print(classifier, rows, how, skips, texts if not json_output else None)
+        _print(classifier, rows, skips, texts if not json_output else None)
         return
-    job = opening | how | {"on_error": str(on_error), "columns": [text_column, text_pair_column]}
-    file = PredictionFile(
-        output, model_fingerprint(run) | job, with_errors=skips, resume=resume is o.Resume.auto
-    )
-    _write(classifier, rows, how, skips, file, _count(input_file))
+    # What takes effect, not what was typed: defaults come from files that may change between two runs.
+    job = model_fingerprint(run) | classifier.settings | {"columns": [text_column, text_pair_column]}
+    with PredictionFile(output, job, resume=resume is o.Resume.auto) as file:
+        _write(classifier, rows, skips, file, _count(input_file))
     if json_output:
-        summary = {"output": str(output), "rows": file.rows} | ({"errors": file.errors} if skips else {})
-        typer.echo(json.dumps(summary))
+        typer.echo(json.dumps({"output": str(output), "rows": file.rows, "errors": file.errors}))
     else:
         bad = f", {file.errors} bad rows" if skips else ""
         typer.echo(f"{output}: {file.rows} predictions{bad}", err=True)
@@ -105,32 +129,42 @@ def _rows(
     from alembert.data.texts import attempt_texts
 
     if input_file is None:
-        return iter(enumerate(texts or []))
+        return _arguments(texts or [])
     return attempt_texts(input_file, text_column=text_column, text_pair_column=pair_column)
 
 
-def _print(
-    classifier: Any,
-    rows: Iterator[tuple[int, Any]],
-    how: dict[str, Any],
-    skips: bool,
-    shown: Sequence[str] | None,
-) -> None:
-    from alembert.runtime.prediction_file import COLUMNS, json_line
+def _arguments(texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    """As `attempt_texts`, of texts given as arguments, numbered from 1."""
+    from alembert.runtime.adaptive import check_text
 
-    columns = (*COLUMNS, "error") if skips else COLUMNS
-    for window, records in _windows(classifier, rows, how, skips):
+    for number, text in enumerate(texts, 1):
+        try:
+            check_text(text, f"text argument {number}")
+        except InputError as error:
+            yield number, error
+        else:
+            yield number, text
+
+
+def _print(
+    classifier: Any, rows: Iterator[tuple[int, Any]], skips: bool, shown: Sequence[str] | None
+) -> None:
+    from alembert.runtime.prediction_file import json_line
+
+    for window, records in _windows(classifier, rows, skips):
         for text, record in zip(window, records, strict=True):
-            if shown:
-                typer.echo(f"{record['label']}\t{record['score']:.3f}\texit {record['exit']}\t{text}")
+            if not shown:
+                line = json_line(record)
+            elif record.get("error"):
+                line = f"error\t{record['error']}\n"
             else:
-                sys.stdout.write(json_line(record, columns))
+                line = f"{record['label']}\t{record['score']:.3f}\texit {record['exit']}\t{text}\n"
+            sys.stdout.write(line.encode(errors="backslashreplace").decode())
 
 
 def _write(
     classifier: Any,
     rows: Iterator[tuple[int, Any]],
-    how: dict[str, Any],
     skips: bool,
     file: Any,
     total: int | None,
@@ -138,12 +172,17 @@ def _write(
     from alembert.common.progress import progress_bar
 
     file.skip(rows)
+    if file.errors and not skips:
+        raise InputError(
+            f"{file.part}: {file.errors} of the {file.rows} rows that an interrupted run has done are bad ones: go on "
+            "with --on-error skip, or start anew with --resume never"
+        )
     if file.rows:
         typer.echo(f"{file.part}: going on after {file.rows} predictions", err=True)
     try:
         with progress_bar() as bar:
             task = bar.add_task("predicting", total=total, completed=file.rows)
-            for window, records in _windows(classifier, rows, how, skips):
+            for window, records in _windows(classifier, rows, skips, file.rows):
                 file.append(window, records)
                 bar.update(task, completed=file.rows)
     except InputError as error:
@@ -151,30 +190,30 @@ def _write(
             raise
         raise InputError(
             f"{error} The {file.rows} predictions before are kept: mend what is wrong and run the same command "
-            "again, or add --on-error skip and --resume never."
+            "again, or go on past bad rows with --on-error skip."
         ) from error
     file.finish()
 
 
 def _windows(
-    classifier: Any, rows: Iterator[tuple[int, Any]], how: dict[str, Any], skips: bool
+    classifier: Any, rows: Iterator[tuple[int, Any]], skips: bool, start: int = 0
 ) -> Iterator[tuple[list[Any], list[dict[str, Any]]]]:
-    """Windows of texts and their records, in order; a bad row raises its InputError, or has a record that tells it."""
+    """Windows of texts and their records, in order; a bad row raises its InputError, or has a record that tells it.
+
+    `start` is the number of rows before the first one.
+    """
     from alembert.runtime.batching import windows
 
     for window in windows((text for _, text in rows), classifier.window):
         bad = next((text for text in window if isinstance(text, InputError)), None)
         if bad is not None and not skips:
             raise bad
-        predictions = classifier.stream((text for text in window if not isinstance(text, InputError)), **how)
-        records = []
+        good = [text for text in window if not isinstance(text, InputError)]
+        predictions = classifier.stream(good, start=start)
+        records: list[dict[str, Any]] = []
         for text in window:
-            if isinstance(text, InputError):
-                records.append(
-                    dict.fromkeys(("label", "score", "exit", "uncertainty")) | {"error": str(text)}
-                )
-            else:
-                records.append(vars(next(predictions)))
+            records.append({"error": str(text)} if isinstance(text, InputError) else vars(next(predictions)))
+        start += len(window)
         yield window, records
 
 
@@ -182,8 +221,9 @@ def _count(path: Path | None) -> int | None:
     """The number of rows, where it takes no parsing to know it; for the progress bar."""
     if path is None or path.suffix.lower() not in (".txt", ".tsv", ".jsonl", ".json"):
         return None
-    count = 0
+    count, last = 0, b"\n"
     with suppress(OSError), path.open("rb") as file:
         while block := file.read(1 << 20):
             count += block.count(b"\n")
-    return count - (path.suffix.lower() == ".tsv")
+            last = block[-1:]
+    return count + (last != b"\n") - (path.suffix.lower() == ".tsv")

@@ -102,7 +102,7 @@ class LayeredEncoder:
         )
         return replace(state, hidden_states=hidden_states)
 
-    def select(self, state: EncoderState, rows: Tensor) -> EncoderState:
+    def select(self, state: EncoderState, rows: Tensor, tokens: int | None = None) -> EncoderState:
         """The state of some rows, in the order given.
 
         Trailing columns that are padding in all of these rows are dropped, except for the first column. The
@@ -112,10 +112,14 @@ class LayeredEncoder:
             state: the state before or after any layer.
             rows: (kept rows,), int64 indices on the state's device; at least one, for stock layers take no
                 empty batch.
+            tokens: columns up to the last that holds a token of these rows, where that is known; finding out waits
+                for the device.
         """
         mask = state.attention_mask[rows]
-        columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        tokens = max(1, int((mask.any(dim=0) * columns).max()))
+        if tokens is None:
+            columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+            tokens = int((mask.any(dim=0) * columns).max())
+        tokens = max(1, tokens)
         mask = mask[:, :tokens]
         hidden_states = state.hidden_states[rows, :tokens]
         return EncoderState(

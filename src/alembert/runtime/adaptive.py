@@ -30,7 +30,7 @@ Text = str | tuple[str, str]
 DEFAULT_SPEED = 0.0
 DEFAULT_BATCH_TOKENS = 4096
 DEFAULT_WINDOW = 4096
-_OPENING_OPTIONS = ("max_length", "is_pair", "exits", "device", "threads")
+_OPENING_OPTIONS = ("max_length", "is_pair", "exits", "device", "dtype", "threads")
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,14 @@ class AdaptiveClassifier:
         is_pair: whether inputs are pairs of texts; None = either.
         max_length: longer texts are cut to this many tokens; None = as in training, else the tokenizer's limit.
         batch_tokens: rows × longest row of a batch.
-        window: texts read ahead for sorting by length.
+        window: texts read ahead for sorting by length. Answers come when a window is full or the input ends, so
+            that an input which trickles in wants a small one.
         regroup: whether the rows that go on after an exit wait for those of other batches of the window, so that
             later layers too see full batches. Exported models only; the others run batch by batch.
         exits: the layers whose exits are used; None = all that the model has. With a frozen backbone an exit's
             training does not depend on the others, so that any choice is as good as one made before training.
         device: None = CUDA where there is one. Exported models run on the processor.
+        dtype: of a model of torch, "fp32" or "bf16"; None = as it was saved. An exported model's was chosen at export.
         threads: of the processor; None = as many as the process may use. For a model of torch it is the setting of
             the whole process, and None leaves it alone.
 
@@ -110,6 +112,7 @@ class AdaptiveClassifier:
         regroup: bool = True,
         exits: Sequence[int] | None = None,
         device: str | torch.device | None = None,
+        dtype: str | None = None,
         threads: int | None = None,
     ) -> None:
         if batch_tokens < 1 or window < 1:
@@ -129,6 +132,7 @@ class AdaptiveClassifier:
                 is_pair=is_pair,
                 exits=exits,
                 device=device,
+                dtype=dtype,
                 threads=threads,
             )
         self.facts, self.tokenizer = opened.facts, opened.tokenizer
@@ -167,6 +171,12 @@ class AdaptiveClassifier:
         if is_exported(source):
             from alembert.runtime.onnx_backend import open_export
 
+            dtype = how.pop("dtype")
+            if dtype is not None:
+                raise InputError(
+                    f"precision {dtype}: the numbers of an exported model were chosen when it was exported "
+                    "(alembert export --precision); leave it out"
+                )
             return cls(open_export(source, verify=verify, **how), **options)
         from alembert.runtime.torch_backend import open_run
 
@@ -176,6 +186,27 @@ class AdaptiveClassifier:
     def exit_layers(self) -> tuple[int, ...]:
         """Layers after which a text may leave, ascending; the last is the full model's."""
         return (*self.backend.exit_layers, self.backend.num_layers)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What answers depend on besides model and texts, all defaults filled in: values that JSON can carry."""
+        policy = self.policy()
+        compares_values = policy.name == "patience" and policy.problem_type == REGRESSION
+        return {
+            "speed": self.speed,
+            "policy": policy.name,
+            "top_k": policy.top_k,
+            "renormalise": policy.renormalise,
+            "tolerance": policy.tolerance if compares_values else None,
+            "exits": list(self.exit_layers[:-1]),
+            "max_length": self.max_length,
+            "is_pair": self.is_pair,
+            "batch_tokens": self.batch_tokens,
+            "window": self.window,
+            "regroup": self.regroup,
+            "device": str(getattr(self.backend, "device", "cpu")),
+            "dtype": getattr(self.backend, "dtype", None),
+        }
 
     def policy(
         self, name: str | None = None, top_k: int | None = None, renormalise: bool | None = None
@@ -219,9 +250,13 @@ class AdaptiveClassifier:
         parts = [exited.probabilities for exited in self._run(texts, **how)]
         return np.concatenate(parts) if parts else np.empty((0, len(self.facts.label_names) or 1), np.float32)
 
-    def stream(self, texts: Iterable[Text], **how: Any) -> Iterator[Prediction]:
-        """Predictions for input of any length, in its order and at constant memory; overrides as in `predict`."""
-        for exited in self._run(texts, **how):
+    def stream(self, texts: Iterable[Text], *, start: int = 0, **how: Any) -> Iterator[Prediction]:
+        """Predictions for input of any length, in its order and at constant memory; overrides as in `predict`.
+
+        Texts are read a window at a time, and answered when it is full or the input ends. `start` is the position of
+        the first one, for messages.
+        """
+        for exited in self._run(texts, start=start, **how):
             yield from self._predictions(exited)
 
     @property
@@ -232,7 +267,7 @@ class AdaptiveClassifier:
     def encode(self, texts: Sequence[Text], start: int = 0) -> list[EncodedText]:
         """Token ids of texts, unpadded; `start` is the position of the first one, for messages."""
         for position, text in enumerate(texts, start):
-            _check_text(text, position)
+            check_text(text, f"text {position}")
         if not texts:
             return []
         pairs = isinstance(texts[0], tuple)
@@ -272,6 +307,7 @@ class AdaptiveClassifier:
         self,
         texts: Iterable[Text],
         *,
+        start: int = 0,
         speed: float | None = None,
         policy: str | None = None,
         top_k: int | None = None,
@@ -279,7 +315,6 @@ class AdaptiveClassifier:
     ) -> Iterator[ExitedBatch]:
         chosen_speed = self.speed if speed is None else check_speed(speed)
         chosen_policy = self.policy(policy, top_k, renormalise)
-        start = 0
         for window in windows(texts, self.window):
             encoded = self.encode(window, start)
             start += len(window)
@@ -313,9 +348,23 @@ class AdaptiveClassifier:
             yield Prediction(label, score, layer, None if math.isnan(uncertainty) else uncertainty)
 
 
-def _check_text(text: Any, position: int) -> None:
+def check_text(text: Any, where: str) -> None:
+    """Raises InputError unless it is a text, or a pair of texts, that a tokenizer can read; `where` is its place."""
     fields = text if isinstance(text, tuple) else (text,)
     if len(fields) > 2 or not all(isinstance(field, str) for field in fields):
-        raise InputError(f"text {position}: must be a string or a pair of strings, not {text!r}")
+        raise InputError(f"{where}: must be a string or a pair of strings, not {text!r}")
     if not all(field.strip() for field in fields):
-        raise InputError(f"text {position} is empty")
+        raise InputError(f"{where} is empty")
+    for field in fields:
+        if not field.isascii():
+            _check_encoding(field, where)
+
+
+def _check_encoding(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start + 1}, which "
+            "stands for bytes that are not UTF-8 or for half a character: mend where the text comes from"
+        ) from None

@@ -8,15 +8,24 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from alembert.common.errors import InputError
 from alembert.common.files import file_sha256, read_json, write_json
+from alembert.runtime.calibration_file import model_files_fingerprint
 
 FORMATS = ("jsonl", "csv", "tsv")
-COLUMNS = ("label", "score", "exit", "uncertainty")
+COLUMNS = ("label", "score", "exit", "uncertainty", "error")
+
+_TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges*", "*.model", "bpe.codes"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
 
 Text = str | tuple[str, str]
 Record = dict[str, Any]
@@ -26,34 +35,59 @@ class PredictionFile:
     """Collects predictions beside `output` and moves them there when all are written.
 
     Until then they lie in `output` + ".part". A journal, `output` + ".part.json", says how many rows and bytes of it
-    are whole; it is written after them, and atomically. What a killed run wrote behind that is cut off.
+    are whole; it is written after them, and atomically. What a killed run wrote behind that is cut off. A lock keeps
+    other processes off until `close`, or until this one ends, however it ends. To be used as a context.
 
     Args:
         output: the file to be; its ending tells the format, one of `FORMATS`.
-        job: what the predictions depend on, JSON values; an interrupted run of another job is not gone on with.
-        with_errors: whether records have an "error".
+        job: all that the predictions depend on besides the texts, with defaults filled in; JSON values. An
+            interrupted run of another job is not gone on with.
         resume: whether to go on with an interrupted run; else it is thrown away.
 
     Attributes:
         rows: number of input rows whose predictions are written.
         errors: how many of them were bad.
 
-    Raises InputError when the interrupted run was of another job.
+    Raises InputError when the interrupted run was of another job, or another process writes to the same file.
     """
 
-    def __init__(self, output: Path, job: dict[str, Any], *, with_errors: bool, resume: bool) -> None:
+    def __init__(self, output: Path, job: dict[str, Any], *, resume: bool) -> None:
         self.output, self.job = output, json.loads(json.dumps(job))
         self.part = output.with_name(f"{output.name}.part")
         self.journal = output.with_name(f"{output.name}.part.json")
         self.form = output_format(output)
-        self._columns = (*COLUMNS, "error") if with_errors else COLUMNS
         self._digest = hashlib.sha256()
         self.rows, self.errors, self._bytes = 0, 0, 0
         self._texts_digest = ""
-        if resume and self.part.exists() and self.journal.exists():
-            self._go_on()
-        else:
-            self._discard()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(output.with_name(f".{output.name}.lock"))
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise InputError(
+                f"--output {output}: another process is writing to it: wait for its end, or give another file"
+            ) from None
+        try:
+            if resume and self.part.exists() and self.journal.exists():
+                self._go_on()
+            else:
+                self._discard()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes write."""
+        # Removed while it is held: afterwards it may be another's. Windows removes no open file.
+        with suppress(OSError):
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
 
     def skip(self, rows: Iterator[tuple[int, Text | InputError]]) -> None:
         """Passes over the rows whose predictions are there already; InputError when they are not the same rows."""
@@ -71,8 +105,8 @@ class PredictionFile:
         """Writes the records of the next texts; they are kept whatever happens afterwards."""
         for text in texts:
             self._note(text)
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        content = self._formatted(records).encode()
+        # What is wrong with a row may quote a lone surrogate of it.
+        content = self._formatted(records).encode(errors="backslashreplace")
         with self.part.open("ab") as file:
             file.write(content)
             file.flush()
@@ -92,13 +126,16 @@ class PredictionFile:
 
     def _go_on(self) -> None:
         state = read_json(self.journal)
-        other = [name for name in self.job if state.get("job", {}).get(name) != self.job[name]]
-        if other:
-            was, now = state.get("job", {}).get(other[0]), self.job[other[0]]
+        before = state.get("job", {})
+        others = [
+            f"{name.replace('_', ' ')} ({_difference(before.get(name), self.job.get(name))})"
+            for name in dict.fromkeys([*self.job, *before])
+            if before.get(name) != self.job.get(name)
+        ]
+        if others:
             raise InputError(
                 f"{self.part}: holds {state.get('rows')} predictions of an interrupted run with another "
-                f"{other[0].replace('_', ' ')} ({was!r} there, {now!r} now). Go on as it began, or start anew with "
-                "--resume never."
+                f"{', '.join(others)}. Go on as it began, or start anew with --resume never."
             )
         if self.part.stat().st_size < state["bytes"]:
             raise InputError(f"{self.part}: was cut short; start anew with --resume never")
@@ -116,15 +153,15 @@ class PredictionFile:
 
     def _formatted(self, records: Sequence[Record]) -> str:
         if self.form == "jsonl":
-            return "".join(json_line(record, self._columns) for record in records)
+            return "".join(json_line(record) for record in records)
         text = io.StringIO(newline="")
         writer = csv.writer(text, delimiter="\t" if self.form == "tsv" else ",")
         if not self._bytes:
-            writer.writerow(self._columns)
+            writer.writerow(COLUMNS)
         for record in records:
-            label = record["label"]
+            label = record.get("label")
             cells = ["|".join(label) if isinstance(label, tuple) else label]
-            writer.writerow([*cells, *(record.get(name) for name in self._columns[1:])])
+            writer.writerow([*cells, *(record.get(name) for name in COLUMNS[1:])])
         return text.getvalue()
 
 
@@ -136,19 +173,25 @@ def output_format(output: Path) -> str:
     return form
 
 
-def json_line(record: Record, columns: Sequence[str] = COLUMNS) -> str:
+def json_line(record: Record) -> str:
     """A record as a line of JSON."""
-    return json.dumps({name: record.get(name) for name in columns}, ensure_ascii=False) + "\n"
+    return json.dumps({name: record.get(name) for name in COLUMNS}, ensure_ascii=False) + "\n"
 
 
 def model_fingerprint(source: str | Path) -> dict[str, Any]:
-    """What changes when the model in a folder is another one; for a hub id its name alone."""
+    """What changes when the model or the tokenizer in a folder is another one; for a hub id its name alone."""
     folder = Path(source)
     if not folder.is_dir():
         return {"model": str(source)}
-    described = [path for name in ("manifest.json", "config.json") if (path := folder / name).is_file()]
-    weights = sorted(folder.glob("*.safetensors"))
+    names = sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
     return {
-        "model": [file_sha256(path) for path in described]
-        + [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights]
+        "model": model_files_fingerprint(folder),
+        "tokenizer": {path.name: file_sha256(path) for path in names},
     }
+
+
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        return ", ".join(names)
+    return f"{before!r} there, {now!r} now"

@@ -28,6 +28,9 @@ from alembert.runtime.exited import ExitedBatch
 from alembert.runtime.policies import ExitPolicy, PolicyHistory
 from alembert.runtime.tokenization import TransformersEncoder
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Types that a model can be run in, by the names that users give."""
+
 
 def open_model(
     model: PreTrainedModel,
@@ -37,6 +40,7 @@ def open_model(
     is_pair: bool | None = None,
     exits: Sequence[int] | None = None,
     device: str | torch.device | None = None,
+    dtype: str | None = None,
     threads: int | None = None,
 ) -> OpenedClassifier:
     """A model of torch, ready to run.
@@ -48,13 +52,15 @@ def open_model(
         is_pair: whether inputs are pairs of texts; None = either.
         exits: the layers whose exits are used; None = all.
         device: None = CUDA where there is one.
+        dtype: "fp32" or "bf16"; None = as the model is.
         threads: of the processor, for the whole process; None leaves torch's setting.
 
-    Raises InputError when texts of `max_length` tokens do not fit the model, or it lacks one of the exits.
+    Raises InputError when texts of `max_length` tokens do not fit the model, it lacks one of the exits, or there is no
+    such device or type.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    backend = TorchBackend(model, device, exits)
+    backend = TorchBackend(model, device, exits, dtype)
     longest = max_tokens(model, tokenizer) if max_length is None else max_length
     check_max_length(longest, model, tokenizer)
     config = model.config
@@ -101,8 +107,9 @@ class TorchBackend:
         model: the model; it is moved to `device` and put in evaluation mode.
         device: None = CUDA where there is one, else the CPU.
         exits: the layers whose student exits are used; None = all that the model has.
+        dtype: one of `DTYPES`, of the weights; None = as they are.
 
-    Raises InputError when the model has no exit after one of `exits`.
+    Raises InputError when the model has no exit after one of `exits`, or there is no such device or type.
     """
 
     def __init__(
@@ -110,13 +117,18 @@ class TorchBackend:
         model: PreTrainedModel,
         device: str | torch.device | None = None,
         exits: Sequence[int] | None = None,
+        dtype: str | None = None,
     ) -> None:
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = _checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if dtype is not None and dtype not in DTYPES:
+            raise InputError(f"precision {dtype!r}: choose one of {', '.join(DTYPES)}")
         if not isinstance(model, MultiExitModel | BilstmForSequenceClassification):
             model = MultiExitModel.from_full_model(model)
-        self.model: PreTrainedModel = model.to(chosen).eval()
+        self.model: PreTrainedModel = model.to(self.device).eval()
+        if dtype is not None:
+            self.model.to(DTYPES[dtype])
+        self.dtype = str(self.model.dtype).removeprefix("torch.")
         self._layer_by_layer = model if isinstance(model, MultiExitModel) else None
-        self.device = torch.device(chosen)
         known = () if self._layer_by_layer is None else self._layer_by_layer.exit_layers
         self.exit_layers: tuple[int, ...] = known if exits is None else tuple(sorted(set(exits)))
         unknown = sorted(set(self.exit_layers) - set(known))
@@ -152,13 +164,17 @@ class TorchBackend:
             probabilities, learned = _exit(model, layer, state, policy)
             uncertainty, history = policy.uncertainty(probabilities, history, learned)
             leaves = uncertainty < speed
-            leaving, staying = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
-            if len(leaving):
+            count, tokens = _staying(leaves, state.attention_mask)
+            if count < len(rows):
+                # Those that stay come first, each part in its order; nothing here waits for the device.
+                order = leaves.byte().argsort(stable=True)
+                staying, leaving = order[:count], order[count:]
                 left.add(rows[leaving], probabilities[leaving], uncertainty[leaving], layer)
-                rows = rows[staying]
-                if not len(rows):
+                if count == 0:
+                    rows = rows[:0]
                     break
-                state = layered.select(state, staying)
+                rows = rows[staying]
+                state = layered.select(state, staying, tokens)
                 history = None if history is None else history.select(staying)
         if len(rows):
             state = layered.run_layer(self.num_layers, state)
@@ -198,6 +214,27 @@ class TorchBackend:
 
     def _inputs(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: torch.as_tensor(values, device=self.device) for name, values in batch.items()}
+
+
+def _staying(leaves: Tensor, mask: Tensor) -> tuple[int, int]:
+    """How many rows do not leave, and how many columns hold their tokens: all that the host must know of an exit.
+
+    The one place where it waits for the device.
+    """
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    ends = (mask * columns).amax(dim=1)
+    stays = ~leaves
+    count, tokens = torch.stack([stays.sum(), (ends * stays).max()]).tolist()
+    return count, tokens
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise InputError(f"device {str(device)!r}: cannot be used here ({error})") from error
+    return chosen
 
 
 def _exit(
