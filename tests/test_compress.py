@@ -107,6 +107,8 @@ def test_a_plan_fits_its_budget(task: Task, teacher: Path) -> None:
     fits()
     assert len(plan(task, teacher, 10 * total)) == len(RECIPES)
     assert plan(task, teacher, 1.0) == []
+    (finetuning,) = plan(task, teacher, 10.0, needs_finetuning=True)
+    assert finetuning.seconds == pytest.approx(4.0)
 
 
 def test_the_pace_is_that_of_this_machine(task: Task, teacher: Path) -> None:

@@ -65,6 +65,8 @@ RECIPES = (
 )
 """In the order in which they are run; when time is short the last ones are left out first."""
 FINETUNING_EPOCHS = 3.0
+_FINETUNING_SHARE = 0.4
+"""Of the budget."""
 _SHALLOW = 6
 """Up to so many layers there is an exit after each; deeper models have one after every second."""
 
@@ -112,14 +114,18 @@ class Pace:
 def measure_pace(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int, seed: int
 ) -> Pace:
-    """Times a few batches of the train split, drawn by seed, after one that warms up."""
+    """Times a few batches of the train split, drawn by seed and grouped by length, after one that warms up."""
     texts = task_texts(task, "train")
     generator = torch.Generator().manual_seed(seed)
+    drawn = [
+        texts[int(row)] for row in torch.randint(len(texts), (BATCH_SIZE * _PROBES,), generator=generator)
+    ]
+    drawn.sort(key=lambda text: len(text) if isinstance(text, str) else sum(map(len, text)))
+    batches = [drawn[start : start + BATCH_SIZE] for start in range(0, len(drawn), BATCH_SIZE)]
     autocast = TrainingSettings().autocast_dtype() == "bf16"
     training, evaluation = [], []
     device = next(model.parameters()).device
-    for _ in range(_PROBES + 1):
-        rows = [texts[int(row)] for row in torch.randint(len(texts), (BATCH_SIZE,), generator=generator)]
+    for rows in [batches[-1], *batches]:
         firsts, seconds = zip(*rows, strict=True) if task.is_pair else (rows, None)
         batch = tokenizer(
             list(firsts),
@@ -138,7 +144,7 @@ def measure_pace(
         with torch.inference_mode():
             model(**batch)
         evaluation.append((time.perf_counter() - started) / BATCH_SIZE)
-    return Pace(statistics.median(training[1:]), statistics.median(evaluation[1:]))
+    return Pace(statistics.mean(training[1:]), statistics.mean(evaluation[1:]))
 
 
 def make_plan(
@@ -155,7 +161,7 @@ def make_plan(
     """The trainings that fit the budget, in order.
 
     Epochs are cut alike for all when time is short. When that would leave too little of each, the last recipe is
-    left out instead. Fine-tuning, where it is needed, is not cut.
+    left out instead. Fine-tuning, where it is needed, gets two fifths of the time at most.
 
     Args:
         model: the teacher, or the encoder that becomes it.
@@ -174,6 +180,8 @@ def make_plan(
         rates = {"epochs": FINETUNING_EPOCHS, "learning_rate": 5e-5}
         seconds = steps * FINETUNING_EPOCHS * pace.training_step
         first = [PlannedTraining(TEACHER, "finetune", None, None, {}, settings | rates, seconds)]
+        if budget is not None:
+            first = [_cut(first[0], min(1.0, _FINETUNING_SHARE * budget / seconds))]
     depths = {TEACHER: LayeredEncoder(model).num_layers}
     for recipe in recipes:
         depths[recipe.name] = max(1, round(depths[recipe.teacher] * (recipe.depth or 1.0)))
