@@ -59,7 +59,7 @@ def benchmark(
     Raises:
         InputError: a model cannot be read or has other labels than the first; a program fails.
 
-    Example:
+    Examples:
         >>> import alembert
         >>> from alembert.benchmarks.comparison import BenchmarkSettings, benchmark
         >>> quick = BenchmarkSettings(peers=(), speeds=(0.0, 0.5), repeats=1, own_processes=False)

@@ -159,7 +159,7 @@ def evaluate(
         seed: of the sample.
         progress: called with a description, steps done and steps in all.
 
-    Example:
+    Examples:
         >>> import alembert
         >>> classifier = alembert.AdaptiveClassifier.from_pretrained("runs/fast")
         >>> task = alembert.load_task("topics/")

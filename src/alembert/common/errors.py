@@ -8,7 +8,7 @@ class InputError(ValueError):
 
     The command line prints the message alone and exits with code 2.
 
-    Example:
+    Examples:
         >>> import alembert
         >>> try:
         ...     alembert.load_task("no-such-folder/")

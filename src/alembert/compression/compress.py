@@ -91,7 +91,7 @@ def compress(
     Raises:
         InputError: something given cannot serve; another work lies in `output_dir`; the ONNX extra is missing.
 
-    Example:
+    Examples:
         >>> from alembert.compression.compress import compress  # doctest: +SKIP
         >>> compress("runs/teacher", task, "small", max_drop=0.01)["verdict"]  # doctest: +SKIP
     """
@@ -237,7 +237,7 @@ class _Work:
             )  # fmt: skip
         allowed = "" if self.budget is None else f" of {format_duration(self.budget)}"
         logger.info("All of it takes about %s%s.", format_duration(seconds), allowed)
-        if self.budget is not None and seconds > self.budget:
+        if self.budget is not None and seconds > 1.02 * self.budget:
             logger.warning("Even the shortest plan may take longer than %s.", format_duration(self.budget))
 
     def _train(self, training: PlannedTraining, clock: WorkClock) -> None:

@@ -49,7 +49,7 @@ class Task:
             only) and "labels" (int64; for multi-label a list of 0.0 and 1.0, one per label name; for
             regression float64).
 
-    Example:
+    Examples:
         >>> import alembert
         >>> task = alembert.load_task("topics/")
         >>> task.problem_type, task.label_names, task.main_metric
@@ -153,7 +153,7 @@ def load_task(
     Raises:
         InputError: the data cannot be used; the message names file, row and field, and what to do.
 
-    Example:
+    Examples:
         >>> import alembert
         >>> task = alembert.load_task("topics/", text_column="text", label_column="label")
         >>> {split: data.num_rows for split, data in task.splits.items()}

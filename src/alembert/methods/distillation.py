@@ -79,7 +79,7 @@ def distill(
     the teacher does not know, a teacher no better than the commonest label, students that the method cannot serve,
     and occupied folders.
 
-    Example:
+    Examples:
         >>> import alembert
         >>> task = alembert.load_task("topics/")
         >>> model = alembert.distill("ms-bert", "runs/teacher", task, "runs/second", settings={"epochs": 1})

@@ -26,7 +26,7 @@ class BilstmConfig(PreTrainedConfig):  # type: ignore[misc]
         dropout: on the embeddings, between LSTM layers and before the logits.
         initializer_range: standard deviation of embeddings drawn at random.
 
-    Example:
+    Examples:
         >>> from alembert import BilstmConfig
         >>> config = BilstmConfig(vocab_size=1000, hidden_size=64, num_labels=3)
         >>> config.hidden_size, config.num_labels
@@ -51,7 +51,7 @@ class BilstmForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
     The LSTM's last states of both directions are concatenated. Padding on either side is never read. A pair of
     texts is read as one sequence, as the tokenizer joins it; the paper reads the two apart and compares them.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from alembert import BilstmConfig, BilstmForSequenceClassification
         >>> config = BilstmConfig(vocab_size=1000, embedding_size=32, hidden_size=16, head_size=24, num_labels=3)

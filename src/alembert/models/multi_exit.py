@@ -38,7 +38,7 @@ class MultiExitConfig(PreTrainedConfig):  # type: ignore[misc]
         learned_exit: whether a shared linear layer foresees an exit's mistakes (BERxiT).
         policy, top_k, speed: defaults for adaptive inference; None leaves the choice to the runtime.
 
-    Example:
+    Examples:
         >>> from alembert import MultiExitConfig
         >>> config = MultiExitConfig.from_pretrained("runs/fast")
         >>> config.exit_layers, config.exit_head, config.full_model_config().model_type
@@ -91,7 +91,7 @@ class MultiExitOutput(ModelOutput):  # type: ignore[misc]
 class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
     """Backbone, final head and student exits; loads and saves as any transformers model.
 
-    Example:
+    Examples:
         >>> import alembert
         >>> from transformers import AutoModelForSequenceClassification
         >>> model = AutoModelForSequenceClassification.from_pretrained("runs/fast")

@@ -86,7 +86,7 @@ def build_student(
     Raises:
         InputError: the student cannot be read, or sizes do not fit each other, the teacher or the initialisation.
 
-    Example:
+    Examples:
         >>> student = build_student("4x312", teacher, label_names=["no", "yes"], seed=0)  # doctest: +SKIP
     """
     for value, known, what in (

@@ -44,7 +44,7 @@ class Prediction:
         exit: the layer after which the text left; the number of layers when the full model answered.
         uncertainty: the policy's, in [0, 1], at the exit taken; None when the full model answered.
 
-    Example:
+    Examples:
         >>> from alembert import AdaptiveClassifier
         >>> AdaptiveClassifier.from_pretrained("runs/fast").predict("we saw the soup and bread again", speed=0.0)
         Prediction(label='food', score=..., exit=4, uncertainty=None)
@@ -85,7 +85,7 @@ class AdaptiveClassifier:
         threads: of the processor; None = as many as the process may use. For a model of torch it is the setting of
             the whole process, and None leaves it alone.
 
-    Example:
+    Examples:
         >>> from alembert import AdaptiveClassifier
         >>> classifier = AdaptiveClassifier.from_pretrained("runs/fast", speed=0.5)
         >>> answers = classifier.predict(["we saw the soup and bread again", "there was a storm today"])

@@ -111,7 +111,7 @@ class ExitPolicy:
       the regression values differ by less than `tolerance`.
     - "learned" (BERxiT) takes the value that the model's exits were trained to give.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from alembert import ExitPolicy
         >>> uncertainty, _ = ExitPolicy("entropy").uncertainty(np.array([[0.5, 0.5], [0.99, 0.01]]))

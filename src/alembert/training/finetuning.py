@@ -52,7 +52,7 @@ def finetune(
 
     Returns the classifier in evaluation mode. Raises InputError for unreadable models and occupied folders.
 
-    Example:
+    Examples:
         >>> import alembert
         >>> task = alembert.load_task("topics/")
         >>> settings = alembert.TrainingSettings(epochs=1, learning_rate=1e-3, max_length=32)

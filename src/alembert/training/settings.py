@@ -31,7 +31,7 @@ class TrainingSettings(BaseModel):
             this long, counted anew after a resume; None = it ends with its epochs.
         seed: of initialisation, dropout and order of the data.
 
-    Example:
+    Examples:
         >>> from alembert import TrainingSettings
         >>> TrainingSettings(epochs=1, batch_size=16).learning_rate
         2e-05

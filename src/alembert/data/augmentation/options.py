@@ -22,7 +22,7 @@ class AugmentationOptions(BaseModel):
             with it the batch size, may swap the least likely candidates.
         seed: of all draws.
 
-    Example:
+    Examples:
         >>> from alembert.data.augmentation import AugmentationOptions
         >>> AugmentationOptions(copies=5).probability
         0.4
