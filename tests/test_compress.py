@@ -203,6 +203,8 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
     assert calibrated is None or calibrated.speed == best["speed"]
     assert AdaptiveClassifier.from_pretrained(output / "best" / "torch").predict(texts[0]).label in names
 
+    card = (output / "best" / "README.md").read_text()
+    assert summary["verdict"] in card and f"**{best['name']}**" in card and f"| {best['ratio']:.1f} |" in card
     assert summary["report"] == "report/report.html"
     page = (output / "report" / "report.html").read_text()
     assert "Compression" in page and "student-exits" in page

@@ -16,7 +16,7 @@ from alembert.benchmarks.report_data import collect_report
 from alembert.benchmarks.report_runs import training_curves
 from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
 from alembert.common.errors import InputError
-from alembert.common.files import read_json, write_json
+from alembert.common.files import read_json, write_json, write_text
 from alembert.compression.candidates import (
     Certificate,
     certification_mode,
@@ -25,6 +25,7 @@ from alembert.compression.candidates import (
     export_once,
     split_confidence,
 )
+from alembert.compression.card import compression_card
 from alembert.compression.durations import format_duration
 from alembert.compression.plan import RECIPES, TEACHER, PlannedTraining, make_plan, measure_pace, reserve
 from alembert.compression.work_clock import WorkClock
@@ -382,9 +383,7 @@ class _Work:
             if candidate["kept"] and candidate["ratio"] >= (self.min_speedup or 0.0)
         ]
         best = max(fitting, key=lambda candidate: float(candidate["ratio"]), default=None)
-        if best is not None:
-            self._leave(best["name"], exports)
-        return {
+        summary = {
             "alembert_version": version("alembert"),
             "met": best is not None,
             "verdict": self._verdict(best, candidates),
@@ -399,8 +398,11 @@ class _Work:
             "seconds": round(clock.seconds),
             "budget_seconds": self.budget,
         }
+        if best is not None:
+            self._leave(best["name"], exports, compression_card(summary, self.task.describe()))
+        return summary
 
-    def _leave(self, name: str, exports: dict[str, Path]) -> None:
+    def _leave(self, name: str, exports: dict[str, Path], card: str) -> None:
         """Copies the model to best/, whole or not at all."""
         best, fresh = self.folder / "best", self.folder / ".best"
         shutil.rmtree(fresh, ignore_errors=True)
@@ -408,6 +410,7 @@ class _Work:
         shutil.copytree(
             self._run(name), fresh / "torch", ignore=shutil.ignore_patterns("checkpoints", "checkpoint-*")
         )
+        write_text(fresh / "README.md", card)
         shutil.rmtree(best, ignore_errors=True)
         fresh.rename(best)
 

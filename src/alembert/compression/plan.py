@@ -41,7 +41,7 @@ class Recipe:
         teacher: name of the model that teaches it.
         cost: of a training step, in training steps of the teacher.
         epochs: passes over the train split, if time allows.
-        learning_rate: peak.
+        learning_rate: peak, for models as wide as BERT.
         depth: layers of a student as a share of the teacher's; None = no student of its own.
         options: of the method.
         exits: whether it has exits.
@@ -59,12 +59,14 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("exits", "pabee", TEACHER, 1.2, 4, 5e-5, exits=True),
-    Recipe("student", "lrc-bert", TEACHER, 1.5, 6, 2e-4, depth=0.5, options={"initialise": "layers"}),
-    Recipe("student-exits", "pabee", "student", 0.7, 3, 5e-5, exits=True),
+    Recipe("exits", "pabee", TEACHER, 1.2, 4, 4e-5, exits=True),
+    Recipe("student", "lrc-bert", TEACHER, 1.5, 6, 1e-4, depth=0.5, options={"initialise": "layers"}),
+    Recipe("student-exits", "pabee", "student", 0.7, 3, 4e-5, exits=True),
 )
 """In the order in which they are run; when time is short the last ones are left out first."""
-FINETUNING_EPOCHS = 3.0
+FINETUNING_EPOCHS, _FINETUNING_RATE = 4.0, 5e-5
+_NARROW = 512
+"""Below this width models of the whole encoder take twice the learning rate."""
 _FINETUNING_SHARE = 0.4
 """Of the budget."""
 _SHALLOW = 6
@@ -175,9 +177,10 @@ def make_plan(
     """
     settings = {"batch_size": BATCH_SIZE, "max_length": max_length, "seed": seed}
     steps = -(-task.dataset("train").num_rows // BATCH_SIZE)
+    factor = 2 if model.config.hidden_size < _NARROW else 1
     first = []
     if needs_finetuning:
-        rates = {"epochs": FINETUNING_EPOCHS, "learning_rate": 5e-5}
+        rates = {"epochs": FINETUNING_EPOCHS, "learning_rate": factor * _FINETUNING_RATE}
         seconds = steps * FINETUNING_EPOCHS * pace.training_step
         first = [PlannedTraining(TEACHER, "finetune", None, None, {}, settings | rates, seconds)]
         if budget is not None:
@@ -192,7 +195,7 @@ def make_plan(
             recipe.teacher,
             None if recipe.depth is None else f"{depths[recipe.name]}x{model.config.hidden_size}",
             recipe.options | ({"k": 1 if depths[recipe.name] <= _SHALLOW else 2} if recipe.exits else {}),
-            settings | {"epochs": recipe.epochs, "learning_rate": recipe.learning_rate},
+            settings | {"epochs": recipe.epochs, "learning_rate": factor * recipe.learning_rate},
             steps * recipe.epochs * recipe.cost * pace.training_step,
         )
         for recipe in recipes
