@@ -1,9 +1,10 @@
-"""Every block of Python in the documentation is run, on tiny models in place of real ones."""
+"""Every command and every block of Python in the documentation is run, on tiny models in place of real ones."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,18 @@ import pytest
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
 import alembert
+from alembert.cli.app import run
 from alembert.methods.registry import METHODS
 from alembert.runtime.export import export_classifier
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMANDS = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGES = [
+    page
+    for page in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+    if "results" not in page.parts  # hours of work, whose commands `test_docs` checks
+]
 BLOCKS = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
     for page in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -31,6 +39,32 @@ SMALLER = (
     ("trials=20", "trials=1"),
     ("copies=10", "copies=1"),
 )
+SMALLER_COMMANDS = (
+    ("--stages general --student 4x312", "--stages general --student 4x32"),
+    ("--student 4x312", "--student runs/teacher"),
+    ("6x384", "4x32"),
+    ("6x768", "4x32"),
+    ("k=4", "k=3"),
+    ("--trials 8", "--trials 2"),
+    ("--seeds 1,2,3", "--seeds 1"),
+    ("--budget 2h", "--budget 2h --max-train-rows 40"),
+    ("benchmark ", "benchmark --repeats 1 --timing-rows 8 --latency-rows 2 --one-process "),
+    ("report ", "report --repeats 1 --timing-rows 8 --latency-rows 2 --one-process "),
+    (
+        "distilbert --stages general --teacher bert-base-uncased",
+        "distilbert --stages general --teacher MASKED_LM",
+    ),
+)
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page's blocks that call the program, comments left out."""
+    lines = [
+        line.partition("  #")[0].strip()
+        for block in COMMANDS.findall(page.read_text(encoding="utf-8"))
+        for line in block.replace("\\\n", "").splitlines()
+    ]
+    return [line for line in lines if line.startswith("alembert ") and "COMMAND" not in line]
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +85,23 @@ def furnished(
     alembert.distill("fastbert", str(teacher), task, folder / "runs" / "fast", settings={"epochs": 1})
     export_classifier(folder / "runs" / "fast", folder / "exported")
     shutil.copytree(folder / "exported", folder / "kept")
-    config = BertConfig.from_pretrained(tiny_encoder)
+    shutil.copytree(folder / "exported", folder / "exports" / "fast-int8")
+    shutil.copytree(teacher, folder / "runs" / "tiny")
+    shutil.copytree(folder / "reviews", folder / "DATA" / "sst2")
+    (folder / "text").mkdir()
+    (folder / "text" / "some.txt").write_text("the soup was good\n\nthe match was lost\n" * 20)
+    (folder / "texts.tsv").write_text("text\nthe soup was good\nthe match was lost\n")
+    (folder / "texts.jsonl").write_text('{"text": "the soup was good"}\n')
+    (folder / "theirs.py").write_text(
+        "import sys\n"
+        "texts = open(sys.argv[1]).read().splitlines()\n"
+        "open(sys.argv[2], 'w').write('food\\n' * len(texts))\n"
+    )
+    config = BertConfig.from_pretrained(tiny_encoder, max_position_embeddings=128)
     BertForMaskedLM(config).save_pretrained(folder / "masked-lm")
-    AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(folder / "masked-lm")
+    # The default length of the stage on plain text.
+    AutoTokenizer.from_pretrained(tiny_encoder, model_max_length=128).save_pretrained(folder / "masked-lm")
+    shutil.copytree(folder / "masked-lm", folder / "MASKED_LM")
     return folder
 
 
@@ -83,11 +131,11 @@ def workplace(
     def prepare(block: str) -> dict[str, Any]:
         shutil.copytree(furnished, tmp_path / "here")
         monkeypatch.chdir(tmp_path / "here")
-        if "finetune(" in block:
+        if "finetune(" in block or "alembert finetune" in block:
             shutil.rmtree("runs")
-        if "exported/fast" in block:
+        if "exported/fast" in block or "--output exported" in block:
             shutil.rmtree("exported")
-            if "export_classifier" not in block:
+            if "export_classifier" not in block and "alembert export" not in block:
                 shutil.move("kept", "exported/fast")
 
         def messages() -> Iterator[str]:
@@ -101,9 +149,31 @@ def workplace(
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_block_runs(block: str, workplace: Callable[[str], dict[str, Any]]) -> None:
     names = workplace(block)
-    for written, run in SMALLER:
-        block = block.replace(written, run)
+    for written, small in SMALLER:
+        block = block.replace(written, small)
     exec(compile(block, "block", "exec"), names | {"__name__": "block"})
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if commands(page)],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_the_commands_of_a_page_run_in_turn(
+    page: Path, workplace: Callable[[str], dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    written = "\n".join(commands(page))
+    workplace(written)
+    for shown, small in SMALLER_COMMANDS:
+        written = written.replace(shown, small)
+    for command in written.splitlines():
+        words = shlex.split(command)[1:]
+        output = words[words.index("--output") + 1] if "--output" in words else None
+        if output is not None and Path(output).is_dir() and words[0] in ("distill", "finetune", "export"):
+            shutil.rmtree(output)  # what an earlier page would have left
+        code = run(words)
+        # Nothing may be good enough on so few rows; that is an answer too.
+        assert code == 0 or (words[0] == "compress" and code == 1), (command, capfd.readouterr().err[-2000:])
 
 
 @pytest.mark.parametrize(
