@@ -208,6 +208,10 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
     assert summary["report"] == "report/report.html"
     page = (output / "report" / "report.html").read_text()
     assert "Compression" in page and "student-exits" in page
+    assert "lost against the teacher" in page
+    verdict = read_json(output / "report" / "report.json")["verdict"]
+    assert (verdict["model"], verdict["ratio"]) == (f"{best['name']}-int8", best["ratio"])
+    assert (verdict["guarantee"]["max_drop"], verdict["guarantee"]["confidence"]) == (0.3, 0.95)
     exported = {path.name for path in (output / "exports").iterdir()}
     assert exported == {f"{row['name']}-int8" for row in summary["candidates"] if not row["dominated"]}
 

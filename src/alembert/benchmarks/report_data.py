@@ -42,6 +42,8 @@ def collect_report(
     examples: int = DEFAULT_EXAMPLES,
     batch_tokens: int = 4096,
     title: str | None = None,
+    lead: str | None = None,
+    promise: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def collect_report(
         examples: texts of each kind.
         batch_tokens: rows × longest row of a batch, where exits are run.
         title: of the page; the data set's name and split unless given.
+        lead, promise: as in `verdict`, where the model was chosen elsewhere.
         extra: further parts, merged over the others.
         progress: called with a description, steps done and steps in all.
 
@@ -113,7 +116,7 @@ def collect_report(
                 for key, value in benchmark["settings"].items()
             },
         },
-        "verdict": verdict(parts, rows),
+        "verdict": verdict(parts, rows, lead, promise),
         "candidates": rows,
         "models": parts,
         "compression": None,

@@ -35,7 +35,7 @@ TOLERATED_DROP = 0.01
 CALIBRATED, OWN, PICKED = "calibrated", "own", "picked"
 """Where a default speed comes from: calibration.json, config.json, or the very rows of the report."""
 _CALIBRATION_KEYS = (
-    *("speed", "risk", "max_drop", "confidence", "mode", "per_class", "data", "split", "rows"),
+    *("speed", "risk", "max_drop", "confidence", "mode", "per_class", "reference", "data", "split", "rows"),
     *("at_speed", "next", "created"),
 )
 

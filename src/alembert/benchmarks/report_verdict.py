@@ -12,7 +12,12 @@ from alembert.benchmarks.risk_budget import CERTIFIED
 MEASURED, ESTIMATED = "measured", "estimated"
 
 
-def verdict(models: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def verdict(
+    models: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    lead: str | None = None,
+    promise: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The offer to put first, against the baseline, which is the benchmark's first row.
 
     Every given model makes one offer: itself, at its default speed where it has exits. Of those that save time at a
@@ -22,6 +27,8 @@ def verdict(models: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any
     Args:
         models: the report's "models".
         rows: the report's "candidates".
+        lead: source of the model to put first, chosen elsewhere.
+        promise: what is guaranteed of that model, in place of its own calibration's facts.
 
     Returns:
         The chosen offer: "model", "speed" (None without exits), "default_from", "metric", "metric_interval", "drop"
@@ -34,7 +41,10 @@ def verdict(models: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any
     baseline = rows[0]
     certified = [o for o in offers if o["guarantee"] is not None and (_ratio(o) > 1)]
     close = [offer for offer in offers if offer["drop"] <= TOLERATED_DROP]
-    if certified:
+    if lead is not None:
+        chosen = next(o for o, model in zip(offers, models, strict=True) if model["source"] == lead)
+        chosen |= {"guarantee": promise or chosen["guarantee"]}
+    elif certified:
         chosen = max(certified, key=_ratio)
     elif close:
         chosen = max(close, key=_ratio)

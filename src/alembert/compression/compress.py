@@ -430,7 +430,9 @@ class _Work:
             self.task,
             results["split"],
             benchmark=results,
-            title=f"{self.task.name}: {summary['verdict']}",
+            title=f"{self.task.name}, {results['split']}",
+            lead=None if summary["best"] is None else str(exports[summary["best"]["name"]]),
+            promise=self._promise(),
             extra={
                 "compression": {
                     "verdict": summary["verdict"],
@@ -445,6 +447,23 @@ class _Work:
             part["run"]["training"] = part["run"]["training"] or training_curves(self._run(name))
         write_report(collected, self.folder / "report")
         return "report/report.html"
+
+    def _promise(self) -> dict[str, Any] | None:
+        """What holds of the chosen model, with all candidates tested together."""
+        if self.state["mode"] != CERTIFIED:
+            return None
+        return {
+            "risk": self.risk.risk,
+            "max_drop": self.risk.most,
+            "confidence": self.risk.confidence,
+            "mode": CERTIFIED,
+            "per_class": False,
+            "reference": "the teacher",
+            "rows": self.task.dataset("dev").num_rows,
+            "data": self.task.name,
+            "split": "dev",
+            "same_rows": "test" not in self.task.splits,
+        }
 
     def _verdict(self, best: dict[str, Any] | None, candidates: list[dict[str, Any]]) -> str:
         points = f"{100 * self.risk.most:g} points"

@@ -151,9 +151,10 @@ def guarantee_sentence(report: Mapping[str, Any]) -> str:
         return _no_guarantee(verdict)
     most = points(guarantee["max_drop"])
     whose = " of every class" if guarantee["per_class"] else ""
+    other = guarantee.get("reference") or "its own full model"
     promised = {
-        "accuracy-drop": f"at most {most} points of accuracy{whose} are lost against its own full model",
-        "disagreement": f"at most {most}% of the answers{whose} differ from its own full model’s",
+        "accuracy-drop": f"at most {most} points of accuracy{whose} are lost against {other}",
+        "disagreement": f"at most {most}% of the answers{whose} differ from those of {other}",
         "task-error": f"at most {most}% of the answers{whose} are wrong",
     }[guarantee["risk"]]
     seen = (
