@@ -122,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def time_sessions(backend: Any, stopwatch: Stopwatch) -> None:
     """Puts the stopwatch around every call of the backend into ONNX Runtime."""
-    for segment in backend._segments:
-        segment._session = TimedSession(segment._session, stopwatch)
+    for graph in (*backend._segments, *backend._heads.values()):
+        graph._session = TimedSession(graph._session, stopwatch)
 
 
 class TimedSession:

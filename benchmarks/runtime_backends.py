@@ -81,8 +81,7 @@ def onnxruntime_run(graph: Path, threads: int) -> Run:
 def alembert_run(folder: Path, threads: int) -> Run:
     """An exported folder of one segment, by the backend that `AdaptiveClassifier` uses."""
     backend = open_export_backend(folder, threads)
-    (segment,) = backend._segments
-    return lambda batch: segment.run(backend.start(batch, np.arange(len(batch["input_ids"]))), ("logits",))[0]
+    return backend.run_stock
 
 
 def openvino_run(graph: Path, threads: int, precision: str) -> Run:

@@ -56,11 +56,14 @@ def run_segments(folder: Path, batch: dict[str, torch.Tensor]) -> list[np.ndarra
     manifest, feeds = Manifest.read(folder), {name: values.numpy() for name, values in batch.items()}
     logits = []
     for segment in manifest.segments:
-        session = open_graph(folder / segment.file)
-        given = session.run(list(segment.outputs), {name: feeds[name] for name in segment.inputs})
-        outputs = dict(zip(segment.outputs, given, strict=True))
-        logits.append(outputs["logits"])
-        feeds["hidden_states"] = outputs.get("next_hidden_states")
+        for graph in (segment, segment.head):
+            if graph is None:
+                continue
+            session = open_graph(folder / graph.file)
+            given = session.run(list(graph.outputs), {name: feeds[name] for name in graph.inputs})
+            outputs = dict(zip(graph.outputs, given, strict=True))
+            feeds["hidden_states"] = outputs.get("next_hidden_states", feeds.get("hidden_states"))
+            logits += [outputs["logits"]] if "logits" in outputs else []
     return logits
 
 
@@ -75,10 +78,14 @@ class TestFolder:
         assert manifest.label_names == ("food", "sport", "weather")
         assert (manifest.problem_type, manifest.precision) == ("single_label_classification", "fp32")
         assert (manifest.max_length, manifest.is_pair, manifest.pad_token_id) == (32, False, 0)
-        assert manifest.learned_exit and "mistake_logits" in manifest.segments[0].outputs
+        assert manifest.learned_exit and manifest.heads[1].outputs == ("logits", "mistake_logits")
+        assert [segment.outputs for segment in manifest.segments] == 3 * [("next_hidden_states",)] + [
+            ("logits",)
+        ]
+        assert list(manifest.heads) == [1, 2, 3]
         assert set(manifest.source["weights"]) == {"config.json", "model.safetensors"}
         assert {path.name for path in exported.iterdir()} >= {
-            "manifest.json", "README.md", "tokenizer.json", "merged.onnx", "segment-4.onnx"
+            "manifest.json", "README.md", "tokenizer.json", "merged.onnx", "segment-4.onnx", "exit-3.onnx"
         }  # fmt: skip
 
     def test_macs_of_the_segments_add_up_to_those_of_a_text_that_stays(
@@ -99,6 +106,9 @@ class TestFolder:
     def test_a_choice_of_exits_leaves_the_others_out(self, fast: Path, tmp_path: Path) -> None:
         manifest = export_classifier(fast, tmp_path / "out", precision="int8", exits=[2])
         assert [(s.first_layer, s.last_layer) for s in manifest.segments] == [(1, 2), (3, 4)]
+        assert {path.name for path in (tmp_path / "out").glob("*.onnx")} == {
+            "segment-1.onnx", "exit-2.onnx", "segment-2.onnx"
+        }  # fmt: skip
         batch = AutoTokenizer.from_pretrained(fast)(TEXTS, padding=True, return_tensors="pt")
         with torch.no_grad():
             expected = load_classifier(str(fast))(**batch)
@@ -106,7 +116,9 @@ class TestFolder:
         np.testing.assert_allclose(logits[0], expected.exit_logits[1], atol=0.5)
         assert (logits[1].argmax(-1) == expected.logits.argmax(-1).numpy()).all()
         operators = {node.op_type for node in onnx.load(tmp_path / "out" / "segment-2.onnx").graph.node}
-        assert operators & {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+        assert "MatMulIntegerToFloat" in operators and not any(
+            name.startswith("Dynamic") for name in operators
+        )
         assert "SkipLayerNormalization" not in operators
 
     def test_a_plain_teacher_is_one_segment(self, teacher: Path, tmp_path: Path) -> None:
@@ -161,6 +173,18 @@ class TestRefusals:
         with pytest.raises(InputError, match=r"segment-2\.onnx: is missing"):
             Manifest.read(copy)
 
+    def test_a_segment_without_its_exits_head(self, copy: Path) -> None:
+        segments = json.loads((copy / "manifest.json").read_text())["segments"]
+        self.edit(copy, segments=[segments[0] | {"head": None}, *segments[1:]])
+        with pytest.raises(InputError, match="every segment but the last must have an exit's head"):
+            Manifest.read(copy)
+
+    @pytest.mark.parametrize("name", ["exit-1.onnx", "exit-3.onnx"])
+    def test_a_head_of_another_export(self, copy: Path, name: str) -> None:
+        shutil.copyfile(copy / "exit-2.onnx", copy / name)
+        with pytest.raises(InputError, match=rf"{name}: is not the file that was exported"):
+            Manifest.read(copy).check(copy)
+
     def test_a_truncated_graph(self, copy: Path) -> None:
         graph = copy / "segment-3.onnx"
         graph.write_bytes(graph.read_bytes()[:-100])
@@ -182,7 +206,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"format": 2}, "format 2"),
+            ({"format": 1}, "format 1"),
             ({"num_layers": "4"}, "num_layers"),
             ({"precision": "int4"}, "precision 'int4'"),
             ({"label_names": []}, "label_names"),
@@ -207,7 +231,7 @@ class TestRefusals:
             Manifest.read(copy)
 
     def test_a_manifest_cut_short(self, copy: Path) -> None:
-        (copy / "manifest.json").write_text('{"format": 1, ')
+        (copy / "manifest.json").write_text('{"format": 2, ')
         with pytest.raises(InputError, match="no valid JSON"):
             Manifest.read(copy)
 
@@ -284,7 +308,9 @@ class TestMergedGraph:
         merged = Manifest.read(exported).merged
         assert merged is not None and merged.exit_layers == (1, 3)
         size = (exported / merged.file).stat().st_size
-        assert size < sum((exported / s.file).stat().st_size for s in Manifest.read(exported).segments)
+        assert size < sum(path.stat().st_size for path in exported.glob("*.onnx") if path.name != merged.file)
+        names = {node.name for node in onnx.load(exported / merged.file).graph.node}
+        assert any(name.startswith("s1_head_") for name in names)
 
     def test_patience_is_refused(self, exported: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="patience"):
@@ -300,6 +326,9 @@ class TestPruning:
         each = [2.0 + 0.5, 6.0 + 0.75, 9.0 + 0.75, 9.0 + 0.75]
         assert times.per_text((1, 3), taken) == pytest.approx(np.mean(each))
         assert times.per_text((3,), np.array([3, 4])) == pytest.approx(np.mean([6.25, 9.25]))
+        bordered = replace(times, border=0.1)
+        assert bordered.per_text((1, 3), taken) == pytest.approx(np.mean(each) + (3 + 2) * 0.1 / 4)
+        assert bordered.per_text((3,), taken) == pytest.approx(times.per_text((3,), taken) + 2 * 0.1 / 4)
 
     def test_exits_that_never_let_a_text_leave_are_left_out(
         self, fast: Path, monkeypatch: pytest.MonkeyPatch

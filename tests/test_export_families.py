@@ -15,8 +15,13 @@ from alembert.models.bilstm import BilstmConfig, BilstmForSequenceClassification
 from alembert.models.exit_heads import build_exit_head
 from alembert.models.layered import SUPPORTED_FAMILIES
 from alembert.models.multi_exit import MultiExitModel
-from alembert.runtime.export import write_segment
-from alembert.runtime.segment_graph import FoldedFastBertHead, reads_token_types, segment_modules
+from alembert.runtime.export import write_module
+from alembert.runtime.segment_graph import (
+    FoldedFastBertHead,
+    head_modules,
+    reads_token_types,
+    segment_modules,
+)
 from test_layered import BERT_SIZES, CASES, PADDING, randomise
 
 EXITS = (1, 3)
@@ -54,10 +59,15 @@ def export(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    sessions = []
-    for number, module in enumerate(segment_modules(model, getattr(model, "exit_layers", ()), token_types)):
+    exits, sessions = getattr(model, "exit_layers", ()), []
+    segments, heads = segment_modules(model, exits, token_types), head_modules(model, exits)
+    modules = [part for pair in zip(segments, heads.values(), strict=False) for part in pair] + segments[-1:]
+    batch = {name: values.numpy() for name, values in inputs((17, 2, 5, 16, 3), token_types).items()}
+    for number, module in enumerate(modules):
         path = folder / f"{number}.onnx"
-        write_segment(module, path, 32, precision)
+        outputs = write_module(module, path, 32, precision, [batch])
+        for given in outputs:
+            batch["hidden_states"] = given.get("next_hidden_states", batch.get("hidden_states"))
         sessions.append(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
         assert tuple(entry.name for entry in sessions[-1].get_inputs()) == module.input_names
         assert tuple(entry.name for entry in sessions[-1].get_outputs()) == module.output_names
@@ -72,8 +82,10 @@ def run(
     for session in sessions:
         names = [entry.name for entry in session.get_inputs()]
         outputs = session.run(None, {name: feeds[name] for name in names})
-        feeds["hidden_states"] = outputs[0]
-        answers.append(outputs if len(sessions) == 1 or session is sessions[-1] else outputs[1:])
+        if session.get_outputs()[0].name == "next_hidden_states":
+            (feeds["hidden_states"],) = outputs
+        else:
+            answers.append(outputs)
     return answers
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from alembert import AdaptiveClassifier, InputError, Task
-from alembert.runtime import onnx_backend
+from alembert.models.loading import load_classifier
+from alembert.models.multi_exit import MultiExitModel
+from alembert.runtime import processor
 from alembert.runtime.batching import pad_rows, run_regrouped
 from alembert.runtime.exited import ExitedBatch, array_probabilities, join
 from alembert.runtime.export import export_classifier
-from alembert.runtime.onnx_backend import longest, usable_threads
+from alembert.runtime.onnx_backend import longest
 from alembert.runtime.policies import POLICIES, PROBLEM_TYPES, ExitPolicy
+from alembert.runtime.processor import adds_up_in_16_bits, usable_threads
 from alembert.runtime.tokenization import TokenizersEncoder, TransformersEncoder
 from alembert.runtime.torch_backend import to_probabilities
 
@@ -214,6 +218,36 @@ def test_exits_can_be_chosen_and_all_be_looked_at(
         np.testing.assert_allclose(classifier.backend.run_stock(batch), logits[:, -1], rtol=0, atol=1e-5)
 
 
+def test_a_head_that_nobody_asks_is_not_run(
+    teacher: Path, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock, sizes = load_classifier(str(teacher)), {}
+    for head_size in (8, 2048):
+        model = MultiExitModel.from_full_model(stock, exit_layers=(1, 3), exit_head_size=head_size)
+        model.save_pretrained(tmp_path / f"model-{head_size}")
+        AutoTokenizer.from_pretrained(teacher).save_pretrained(tmp_path / f"model-{head_size}")
+        folder = tmp_path / f"export-{head_size}"
+        export_classifier(tmp_path / f"model-{head_size}", folder, precision="fp32")
+        sizes[head_size] = {path.name: path.stat().st_size for path in folder.glob("*.onnx")}
+    for name, size in sizes[2048].items():
+        # Nothing of a head is in a segment's graph, so a segment cannot run it.
+        assert (size > 1e7) == name.startswith("exit-")
+        assert abs(size - sizes[8][name]) < 100 or name.startswith("exit-")
+    ran: list[int] = []
+    for exits, speed, expected in (
+        (None, 0.0, []), (None, 1e-9, [1, 3]), ([3], 1e-9, [3]), ([], 1e-9, []), ([1], 1.0, [1]),
+    ):  # fmt: skip
+        classifier = AdaptiveClassifier.from_pretrained(folder, exits=exits, verify=False)
+        assert list(classifier.backend._heads) == [layer for layer in exits or (1, 3) if exits != []]
+        for layer, head in classifier.backend._heads.items():
+            run = head._session.run
+            counting = SimpleNamespace(run=lambda *how, n=layer, r=run: (ran.append(n), r(*how))[1])
+            monkeypatch.setattr(head, "_session", counting)
+        classifier.predict_proba(texts[:5], speed=speed)
+        assert ran == expected
+        ran.clear()
+
+
 def test_a_teacher_is_one_segment_and_always_answers_in_full(
     teacher: Path, tmp_path: Path, texts: list[str]
 ) -> None:
@@ -344,11 +378,71 @@ def test_probabilities_are_those_of_torch(problem_type: str) -> None:
     np.testing.assert_allclose(probabilities, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_threads_are_those_that_the_process_may_use(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("quota", "threads"),
+    [
+        ("max 100000", 8),
+        ("250000 100000", 3),
+        ("50000 100000", 1),
+        ("900000 100000", 8),
+        ("odd", 8),
+        (None, 8),
+    ],
+)
+def test_threads_are_no_more_than_the_control_groups_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, threads: int
+) -> None:
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(processor, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(processor.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert usable_threads() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    assert usable_threads() == 9
+
+
+@pytest.mark.parametrize(
+    ("facts", "narrow"),
+    [
+        ("flags\t\t: fpu avx2 avx512_vnni\n", False),
+        ("flags\t\t: fpu avx2 avx_vnni\n", False),
+        ("model name\t: x\nflags\t\t: fpu avx2 avx512f\n", True),
+        ("Features\t: fp asimd asimddp\n", False),
+        (None, False),
+    ],
+)
+def test_int8_on_a_processor_that_overflows_is_warned_of(
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    facts: str | None,
+    narrow: bool,
+) -> None:
+    if facts is not None:
+        (tmp_path / "cpuinfo").write_text(facts)
+    monkeypatch.setattr(processor, "CPU_FACTS", tmp_path / "cpuinfo")
+    assert adds_up_in_16_bits() == narrow
+    if facts is None or not narrow:
+        return
+    for reduce_range in (False, True):
+        folder = tmp_path / f"export-{reduce_range}"
+        manifest = export_classifier(teacher, folder, reduce_range=reduce_range)
+        assert (manifest.reduce_range, manifest.truncation_side) == (reduce_range, "right")
+        caplog.clear()
+        AdaptiveClassifier.from_pretrained(folder)
+        assert ("--reduce-range" in caplog.text) != reduce_range
+
+
+def test_threads_are_those_that_the_process_may_use(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(processor, "CPU_QUOTA", tmp_path / "none")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert usable_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    monkeypatch.setattr(onnx_backend.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
+    monkeypatch.setattr(processor.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
     assert usable_threads() == 2
     assert AdaptiveClassifier.from_pretrained(exported).backend.threads == 2
     assert AdaptiveClassifier.from_pretrained(exported, threads=1).backend.threads == 1

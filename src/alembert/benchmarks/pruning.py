@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from alembert.benchmarks.evaluation import ExitAnswers, collect_exit_answers
+from alembert.benchmarks.evaluation import ExitAnswers
 from alembert.benchmarks.flops import CostModel
+from alembert.benchmarks.replayed_exits import collect_answers
 from alembert.common.errors import InputError
+from alembert.models.loading import load_classifier
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.adaptive import AdaptiveClassifier, Text
+from alembert.runtime.export import export_classifier
+from alembert.runtime.manifest import Head, Manifest, Segment
 from alembert.runtime.policies import ExitPolicy, check_speed
 
 DEFAULT_SPEEDS: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7)
@@ -33,16 +37,22 @@ class PartTimes:
         stretches: for every exit, and last for the full model's head (N): the layers since the exit before it,
             the heads left out but for the last one.
         heads: for every exit, its head.
+        border: to hand a text on from one graph to the next; counted in neither of the others.
     """
 
     stretches: dict[int, float]
     heads: dict[int, float]
+    border: float = 0.0
 
     def per_text(self, exits: Sequence[int], taken: np.ndarray) -> float:
-        """Mean time of texts that leave after layers `taken` (rows,) when the exits after layers `exits` run."""
+        """Mean time of texts that leave after layers `taken` (rows,) when the exits after layers `exits` run.
+
+        Without an exit two stretches are one graph, so that its border is saved as well as its head.
+        """
         layers = sum(ms * (taken >= layer).mean() for layer, ms in self.stretches.items())
         heads = sum(self.heads[layer] * (taken >= layer).mean() for layer in exits)
-        return float(layers + heads)
+        borders = sum(self.border * (taken > layer).mean() for layer in exits)
+        return float(layers + heads + borders)
 
 
 def segment_macs(model: PreTrainedModel, exits: Sequence[int], length: int = 128) -> list[int]:
@@ -68,13 +78,14 @@ def prune_exits(
 ) -> dict[str, Any]:
     """Leaves out exits one by one as long as the mean time per text falls.
 
-    Every exit answers every text once; the policy is then replayed for each choice of exits, so that texts which left
-    at an exit left out go on to the next. Layers and heads are timed as exported graphs, on one thread.
+    The model is exported as it will be. Every exit of the export answers every text once; the policy is then replayed
+    for each choice of exits, so that texts which left at an exit left out go on to the next. Its layers and heads, and
+    what a border between two graphs costs, are timed on one thread.
 
     Args:
         source: a run with exits.
         texts: like those to come; the first `MAX_TEXTS` are used.
-        precision: "fp32" or "int8", of the timed graphs.
+        precision: "fp32" or "int8", of the export.
         exits: layers of the exits to choose from; None = all.
         speeds: the exits must pay on average over these.
         policy: over the model's own.
@@ -82,8 +93,9 @@ def prune_exits(
 
     Returns:
         "exits" (layers kept), "ms_before" and "ms_after" (per text), "texts", "tokens" (of the timed batch),
-        "speeds", and "exits_measured": for each exit "exit", "share" (of texts that leave there with all exits),
-        "head_ms", "ms_without" (time per text with this one alone left out) and "kept".
+        "speeds", "border_ms" (per text, from graph to graph), and "exits_measured": for each exit "exit", "share"
+        (of texts that leave there with all exits), "head_ms", "ms_without" (time per text with this one alone left
+        out) and "kept".
 
     Raises:
         InputError: the model has no exits, or there are no texts.
@@ -92,17 +104,19 @@ def prune_exits(
     if not texts:
         raise InputError("no texts to choose exits by: give a file with texts like those to come")
     chosen_speeds = [check_speed(speed) for speed in speeds]
-    classifier = AdaptiveClassifier.from_pretrained(source, exits=exits, device="cpu")
-    model = classifier.backend.model
-    known = classifier.backend.exit_layers
-    if not isinstance(model, MultiExitModel) or not known:
+    if not isinstance(load_classifier(str(source)), MultiExitModel):
         raise InputError(f"{source}: has no exits to choose from: distil exits first (alembert distill)")
     notify = progress or (lambda *_: None)
-    answers = collect_exit_answers(
-        classifier, texts, lambda done, total: notify("running every exit", done, total)
-    )
-    tokens = int(np.median(answers.lengths))
-    times = time_parts(model, known, precision, tokens, notify)
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / "exported"
+        manifest = export_classifier(source, exported, precision=precision, exits=exits, progress=progress)
+        classifier = AdaptiveClassifier.from_pretrained(exported, threads=1, verify=False)
+        answers = collect_answers(
+            classifier, texts, lambda done, total: notify("running every exit", done, total)
+        )
+        tokens = int(np.median(answers.lengths))
+        times = time_parts(manifest, exported, tokens, notify)
+    known = manifest.exit_layers
     rule = classifier.policy(policy)
 
     def cost(layers: Sequence[int]) -> float:
@@ -130,6 +144,7 @@ def prune_exits(
         "speeds": chosen_speeds,
         "ms_before": before,
         "ms_after": current,
+        "border_ms": times.border,
         "exits_measured": [
             {
                 "exit": layer,
@@ -144,39 +159,20 @@ def prune_exits(
 
 
 def time_parts(
-    model: MultiExitModel,
-    exits: Sequence[int],
-    precision: str,
-    tokens: int,
-    progress: Callable[[str, int, int], None],
+    manifest: Manifest, folder: Path, tokens: int, progress: Callable[[str, int, int], None]
 ) -> PartTimes:
-    """Times layers and heads as exported graphs, on one thread, with `TIMED_ROWS` texts of `tokens` tokens."""
-    from alembert.runtime.export import write_segment
-    from alembert.runtime.segment_graph import SegmentModule, segment_modules
-
-    hidden_size = model.layered.hidden_size
-    modules: dict[tuple[str, int], Any] = {
-        ("stretch", module.last): module
-        for module in segment_modules(model, exits, token_types=False)
-        if isinstance(module, SegmentModule)
-    }
-    # A stretch of no layers is the head alone.
-    modules |= {("head", layer): SegmentModule(model, layer + 1, layer, token_types=False) for layer in exits}
-    measured = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for done, (key, module) in enumerate(modules.items()):
-            progress("timing layers and heads", done, len(modules))
-            path = Path(folder) / "part.onnx"
-            write_segment(module, path, hidden_size, precision)
-            measured[key] = _time(path, tokens, hidden_size)
-    progress("timing layers and heads", len(modules), len(modules))
-    heads = {layer: measured["head", layer] for layer in exits}
-    stretches = {
-        layer: max(0.0, ms - heads.get(layer, 0.0))
-        for (part, layer), ms in measured.items()
-        if part == "stretch"
-    }
-    return PartTimes(stretches, heads)
+    """Times an export's graphs, on one thread, with `TIMED_ROWS` texts of `tokens` tokens."""
+    graphs: dict[tuple[str, int], Segment | Head] = {("stretch", s.exit_layer): s for s in manifest.segments}
+    graphs |= {("head", layer): head for layer, head in manifest.heads.items()}
+    border = _time_border(tokens, manifest.hidden_size)
+    parts: dict[str, dict[int, float]] = {"stretch": {}, "head": {}}
+    for done, ((kind, layer), graph) in enumerate(graphs.items()):
+        progress("timing layers and heads", done, len(graphs))
+        # A stretch's own time holds what the call costs, which is part of the border.
+        called = border if kind == "stretch" and layer != manifest.segments[0].exit_layer else 0.0
+        parts[kind][layer] = max(0.0, _time(folder / graph.file, tokens, manifest.hidden_size) - called)
+    progress("timing layers and heads", len(graphs), len(graphs))
+    return PartTimes(parts["stretch"], parts["head"], border)
 
 
 def _time(path: Path, tokens: int, hidden_size: int) -> float:
@@ -187,18 +183,41 @@ def _time(path: Path, tokens: int, hidden_size: int) -> float:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     shape = (TIMED_ROWS, tokens)
-    examples = {
-        "input_ids": np.ones(shape, np.int64),
-        "attention_mask": np.ones(shape, np.int64),
-        "hidden_states": np.random.default_rng(0).normal(size=(*shape, hidden_size)).astype(np.float32),
-    }
+    examples = {name: np.ones(shape, np.int64) for name in ("input_ids", "attention_mask")}
+    examples["token_type_ids"] = np.zeros(shape, np.int64)
+    examples["hidden_states"] = _hidden_states(tokens, hidden_size)
     feeds = {entry.name: examples[entry.name] for entry in session.get_inputs()}
+    return _best(lambda: session.run(None, feeds))
+
+
+def _time_border(tokens: int, hidden_size: int) -> float:
+    """A call of a graph that does nothing but hand hidden states out, and the packing of the rows that go on."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    given, out = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", "tokens", hidden_size])
+        for name in ("given", "out")
+    )
+    graph = helper.make_graph([helper.make_node("Identity", ["given"], ["out"])], "border", [given], [out])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    states, stay = _hidden_states(tokens, hidden_size), np.arange(TIMED_ROWS) % 4 > 0
+    return _best(lambda: session.run(None, {"given": states})[0][stay])
+
+
+def _best(call: Callable[[], Any]) -> float:
     best = np.inf
     for _ in range(TIMED_ROUNDS + 1):
         start = time.perf_counter()
-        session.run(None, feeds)
+        call()
         best = min(best, time.perf_counter() - start)
     return float(best) * 1000 / TIMED_ROWS
+
+
+def _hidden_states(tokens: int, hidden_size: int) -> np.ndarray:
+    values = np.random.default_rng(0).normal(size=(TIMED_ROWS, tokens, hidden_size))
+    return values.astype(np.float32)
 
 
 def _taken(answers: ExitAnswers, policy: ExitPolicy, exits: Sequence[int], speed: float) -> np.ndarray:

@@ -116,6 +116,7 @@ def describe(manifest: Manifest, output: Path) -> dict[str, Any]:
     """The facts of an export, as one JSON-ready dictionary."""
     files = [
         *(segment.file for segment in manifest.segments),
+        *(head.file for head in manifest.heads.values()),
         *([manifest.merged.file] if manifest.merged else []),
     ]
     return {
@@ -142,7 +143,9 @@ def _print(manifest: Manifest, output: Path, pruning: dict[str, Any] | None) -> 
     for segment in manifest.segments:
         end = "full model" if segment.exit_layer == manifest.num_layers else str(segment.exit_layer)
         layers = f"{segment.first_layer}–{segment.last_layer}"
-        table.add_row(segment.file, layers, end, f"{sizes[segment.file] / 1e6:.1f}")
+        table.add_row(segment.file, layers, "" if segment.head else end, f"{sizes[segment.file] / 1e6:.1f}")
+        if segment.head is not None:
+            table.add_row(segment.head.file, "", end, f"{sizes[segment.head.file] / 1e6:.1f}")
     if manifest.merged is not None:
         ends = ", ".join(str(layer) for layer in manifest.merged.exit_layers)
         megabytes = f"{sizes[manifest.merged.file] / 1e6:.1f}"

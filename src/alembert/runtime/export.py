@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +25,12 @@ from alembert.models.loading import (
 )
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.manifest import (
+    HIDDEN_STATES,
     MANIFEST_FILE,
+    NEXT_HIDDEN_STATES,
     PRECISIONS,
     TOKENIZER_FILE,
+    Head,
     Manifest,
     MergedGraph,
     Segment,
@@ -50,7 +53,7 @@ def export_classifier(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Writes a classifier as ONNX graphs, one per stretch of layers between two exits.
+    """Writes a classifier as ONNX graphs: one per stretch of layers between two exits, and one per exit.
 
     The folder is whole or absent: it is made beside `output` and moved there at the end.
 
@@ -89,10 +92,11 @@ def export_classifier(
         policy, top_k = getattr(config, "policy", None), getattr(config, "top_k", None)
         merged_policy(policy, top_k, facts.problem_type, len(facts.label_names) or 1, len(chosen) + 1)
     with _folder(output) as folder:
-        segments = _write_segments(model, tokenizer, folder, chosen, precision, reduce_range, progress)
+        pairs = bool(run_configuration(source).get("task", {}).get("is_pair"))
+        segments = _write_segments(model, tokenizer, folder, chosen, precision, reduce_range, pairs, progress)
         _write_tokenizer(tokenizer, folder, source)
         manifest = _manifest(model, tokenizer, source, folder, segments, precision)
-        additions: dict[str, Any] = {}
+        additions: dict[str, Any] = {"reduce_range": reduce_range}
         if count_macs is not None:
             additions["macs"] = tuple(int(count) for count in count_macs(model, chosen))
         if merged is not None:
@@ -110,35 +114,63 @@ def _write_segments(
     exits: tuple[int, ...],
     precision: str,
     reduce_range: bool,
+    is_pair: bool,
     progress: Progress | None,
 ) -> tuple[Segment, ...]:
-    from alembert.runtime.segment_graph import reads_token_types, segment_modules
+    from alembert.runtime.quantisation import random_inputs
+    from alembert.runtime.segment_graph import head_modules, reads_token_types, segment_modules
 
     token_types = reads_token_types(model, tokenizer.model_input_names)
-    modules, hidden_size = segment_modules(model, exits, token_types), _encoder_config(model).hidden_size
+    modules, heads = segment_modules(model, exits, token_types), head_modules(model, exits)
+    total, done = len(modules) + len(heads), 0
+    notify = progress or (lambda *_: None)
+
+    def write(module: Any, name: str) -> tuple[tuple[str, str], list[dict[str, Any]]]:
+        nonlocal done
+        notify("exporting", done, total)
+        width = _encoder_config(model).hidden_size
+        outputs = write_module(module, folder / name, width, precision, samples, reduce_range=reduce_range)
+        done += 1
+        return (name, file_sha256(folder / name)), outputs
+
+    samples: list[Mapping[str, Any]] = (
+        random_inputs(tokenizer, max_tokens(model, tokenizer), is_pair=is_pair) if precision == "int8" else []
+    )
     ends, first, segments = [*exits, _num_layers(model)], 1, []
     for number, (module, last) in enumerate(zip(modules, ends, strict=True), 1):
-        if progress is not None:
-            progress("exporting", number - 1, len(modules))
-        path = folder / f"segment-{number}.onnx"
-        write_segment(module, path, hidden_size, precision, reduce_range=reduce_range)
-        segments.append(
-            Segment(path.name, file_sha256(path), first, last, last, module.input_names, module.output_names)
-        )
+        named, outputs = write(module, f"segment-{number}.onnx")
+        head = None
+        if last in heads:
+            samples = [
+                {HIDDEN_STATES: given[NEXT_HIDDEN_STATES], "attention_mask": sample["attention_mask"]}
+                for sample, given in zip(samples, outputs, strict=True)
+            ]
+            written, _ = write(heads[last], f"exit-{last}.onnx")
+            head = Head(*written, heads[last].input_names, heads[last].output_names)
+        segments.append(Segment(*named, first, last, last, module.input_names, module.output_names, head))
         first = last + 1
-    if progress is not None:
-        progress("exporting", len(modules), len(modules))
+    notify("exporting", total, total)
     return tuple(segments)
 
 
-def write_segment(
-    module: Any, path: Path, hidden_size: int, precision: str, *, reduce_range: bool = False
-) -> None:
-    """Traces a module of `segment_graph`, quantises it where asked for, and writes the optimised graph to `path`."""
+def write_module(
+    module: Any,
+    path: Path,
+    hidden_size: int,
+    precision: str,
+    samples: Sequence[Mapping[str, Any]] = (),
+    *,
+    reduce_range: bool = False,
+) -> list[dict[str, Any]]:
+    """Traces a module of `segment_graph`, quantises it where asked for, and writes the optimised graph to `path`.
+
+    For int8 it needs `samples` of what it reads, by name, and returns what the float32 graph gives for them.
+    """
     from alembert.runtime.graph_optimisation import fold_constants, optimise
     from alembert.runtime.quantisation import quantise
     from alembert.runtime.segment_graph import write_graph
 
+    outputs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".graph-") as scratch:
         traced, folded, quantised = (
             Path(scratch) / f"{name}.onnx" for name in ("traced", "folded", "quantised")
@@ -146,8 +178,9 @@ def write_segment(
         write_graph(module, traced, hidden_size)
         fold_constants(traced, folded)
         if precision == "int8":
-            quantise(folded, quantised, reduce_range=reduce_range)
+            outputs = quantise(folded, quantised, samples, reduce_range=reduce_range)
         optimise(quantised if precision == "int8" else folded, path)
+    return outputs
 
 
 def _write_merged(manifest: Manifest, folder: Path, exits: tuple[int, ...]) -> MergedGraph:
@@ -188,6 +221,7 @@ def _manifest(
         segments=segments,
         macs=(),
         opset=OPSET,
+        truncation_side=str(tokenizer.truncation_side),
         versions={name: version(name) for name in _LIBRARIES},
         source={
             "name": Path(source).name if Path(source).is_dir() else str(source),
@@ -293,7 +327,7 @@ from alembert import AdaptiveClassifier
 classifier = AdaptiveClassifier.from_pretrained("{name}")
 ```
 
-`manifest.json` names the graphs in the order in which they run, and their checksums.
+`manifest.json` names the graphs in the order in which they run, the exits' own, and their checksums.
 {merged}"""
 
 

@@ -22,7 +22,7 @@ HIDDEN_STATES = "hidden_states"
 NEXT_HIDDEN_STATES = "next_hidden_states"
 LOGITS = "logits"
 MISTAKE_LOGITS = "mistake_logits"
-FORMAT = 1
+FORMAT = 2
 PRECISIONS: tuple[str, ...] = ("fp32", "int8")
 PROBLEM_TYPES: tuple[str, ...] = (
     "single_label_classification",
@@ -34,6 +34,23 @@ _EXPORT_AGAIN = "export the model again (alembert export)"
 
 
 @dataclass(frozen=True)
+class Head:
+    """An exit's head as a graph of its own, so that it runs only where its answer is wanted.
+
+    Attributes:
+        file: name of the ONNX file in the folder.
+        sha256: of that file.
+        inputs: `hidden_states`, which its segment gives as `next_hidden_states`, and `attention_mask` if it reads it.
+        outputs: `logits` (rows, labels) float32 and, for a model with a learned exit, `mistake_logits` (rows,) float32.
+    """
+
+    file: str
+    sha256: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Segment:
     """The layers between two exits, as one graph.
 
@@ -41,13 +58,14 @@ class Segment:
         file: name of the ONNX file in the folder.
         sha256: of that file, 64 hexadecimal digits.
         first_layer, last_layer: layers that the graph runs, 1 … N; the first segment also embeds.
-        exit_layer: the layer that its logits stand after, which is `last_layer`; N is the full model's answer.
+        exit_layer: the layer after which rows may leave, which is `last_layer`; N is the full model's answer.
         inputs, outputs: names of the graph's inputs and outputs, in its order. Inputs are `input_ids`,
             `attention_mask` and `token_type_ids` (rows, tokens) int64 for the first segment, as far as the family
-            reads them; `hidden_states` (rows, tokens, hidden) float32 and `attention_mask` for the others. Outputs
-            are `next_hidden_states` (rows, tokens, hidden) for the next segment (not of the last one; in ONNX a
-            graph's inputs and outputs must differ in name), `logits` (rows, labels) float32 and, for a model with
-            a learned exit, `mistake_logits` (rows,) float32 (not of the last one).
+            reads them; `hidden_states` (rows, tokens, hidden) float32 and `attention_mask` for the others. The
+            output is `next_hidden_states` (rows, tokens, hidden) for the next segment (in ONNX a graph's inputs and
+            outputs must differ in name), and `logits` (rows, labels) float32 of the last one, which ends in the full
+            model's head.
+        head: of the exit; None of the last segment.
     """
 
     file: str
@@ -57,6 +75,7 @@ class Segment:
     exit_layer: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    head: Head | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +102,7 @@ class Manifest:
     """An exported classifier.
 
     Attributes:
-        format: of this file; 1.
+        format: of this file; 2. In format 1 a segment held its exit's head.
         precision: "fp32" or "int8", of the linear layers' weights.
         model_type: transformers' name of the encoder's family.
         num_layers: N, of the full model.
@@ -101,6 +120,8 @@ class Manifest:
         opset: ONNX operator set of the graphs.
         versions: of the libraries that exported, by name.
         source: what was exported: folder name, method and the like.
+        reduce_range: whether int8 weights have 7 bits.
+        truncation_side: end at which longer texts are cut, "right" or "left".
         merged: the single-file graph, where one was asked for.
     """
 
@@ -124,6 +145,8 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     merged: MergedGraph | None = None
+    reduce_range: bool = False
+    truncation_side: str = "right"
     format: int = FORMAT
 
     @property
@@ -134,12 +157,18 @@ class Manifest:
     @property
     def learned_exit(self) -> bool:
         """Whether every student exit foresees its own mistakes, which the policy "learned" needs."""
-        return bool(self.exit_layers) and all(MISTAKE_LOGITS in s.outputs for s in self.segments[:-1])
+        return bool(self.heads) and all(MISTAKE_LOGITS in head.outputs for head in self.heads.values())
+
+    @property
+    def heads(self) -> dict[int, Head]:
+        """Heads of the student exits by layer, ascending."""
+        return {segment.exit_layer: segment.head for segment in self.segments if segment.head is not None}
 
     @property
     def files(self) -> dict[str, str]:
         """SHA-256 of every file that a checksum is kept of, by name."""
-        graphs: list[Segment | MergedGraph] = [*self.segments, *([self.merged] if self.merged else [])]
+        graphs: list[Segment | Head | MergedGraph] = [*self.segments, *self.heads.values()]
+        graphs += [self.merged] if self.merged else []
         return {graph.file: graph.sha256 for graph in graphs} | {TOKENIZER_FILE: self.tokenizer_sha256}
 
     def write(self, folder: str | Path) -> None:
@@ -200,6 +229,8 @@ class Manifest:
             faults.append(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
         if self.problem_type not in PROBLEM_TYPES:
             faults.append(f"problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}")
+        if self.truncation_side not in ("left", "right"):
+            faults.append(f"truncation_side {self.truncation_side!r} is neither left nor right")
         if bool(self.label_names) == (self.problem_type == "regression"):
             faults.append("label_names must be empty for regression, and only there")
         if not self.segments or len(self.macs) not in (0, len(self.segments)):
@@ -213,6 +244,8 @@ class Manifest:
             faults.append(f"the segments do not run layers 1 to {self.num_layers} in order")
         if any(s.exit_layer != s.last_layer for s in self.segments):
             faults.append("an exit must stand after the last layer of its segment")
+        if tuple(self.heads) != self.exit_layers:
+            faults.append("every segment but the last must have an exit's head")
         if faults:
             raise InputError(f"{path}: {'; '.join(faults)}: {_EXPORT_AGAIN}")
 

@@ -7,7 +7,7 @@ for a whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def write_merged_graph(
     Args:
         manifest: of these segments.
         folder: where they lie.
-        exits: layers of the exits to use, some of the manifest's; other exits' heads are left out.
+        exits: layers of the exits to use, some of the manifest's.
         target: the ONNX file to write.
 
     Returns the names of its inputs and outputs; `MergedGraph` says what they are. `uncertainty` is NaN where the full
@@ -46,8 +46,15 @@ def write_merged_graph(
         manifest.policy, manifest.top_k, manifest.problem_type, num_labels, len(manifest.segments)
     )
     models = [onnx.load(str(Path(folder) / segment.file)) for segment in manifest.segments]
-    body = _Merger(manifest, policy, exits, [model.graph for model in models]).merge()
+    heads = {layer: onnx.load(str(Path(folder) / manifest.heads[layer].file)) for layer in exits}
+    body = _Merger(
+        manifest,
+        policy,
+        {layer: model.graph for layer, model in heads.items()},
+        [model.graph for model in models],
+    ).merge()
     first = models[0].graph
+    models += heads.values()
     inputs = [*first.input, helper.make_tensor_value_info(SPEED, TensorProto.FLOAT, [])]
     graph = helper.make_graph(body.nodes, "merged", inputs, _outputs(manifest, ""), body.initializers)
     opsets = {(entry.domain, entry.version) for model in models for entry in model.opset_import}
@@ -102,9 +109,13 @@ class _Body:
 
 class _Merger:
     def __init__(
-        self, manifest: Manifest, policy: ExitPolicy, exits: Sequence[int], graphs: Sequence[GraphProto]
+        self,
+        manifest: Manifest,
+        policy: ExitPolicy,
+        heads: Mapping[int, GraphProto],
+        graphs: Sequence[GraphProto],
     ) -> None:
-        self.manifest, self.policy, self.exits, self.graphs = manifest, policy, set(exits), graphs
+        self.manifest, self.policy, self.heads, self.graphs = manifest, policy, heads, graphs
 
     def merge(self) -> _Body:
         return self._from(0, HIDDEN_STATES, "")
@@ -113,19 +124,21 @@ class _Merger:
         """Segments from `index` on; its outputs bear the names of `OUTPUTS` with a suffix."""
         segment = self.manifest.segments[index]
         body = _Body(f"s{index + 1}_")
-        self._append_segment(body, index, hidden_states)
+        _append(body, self.graphs[index], hidden_states)
         if index + 1 == len(self.graphs):
-            self._probabilities(body, output=OUTPUTS[0] + suffix)
+            self._probabilities(body, f"{body.prefix}{LOGITS}", output=OUTPUTS[0] + suffix)
             self._answer(body, segment.exit_layer, None, suffix)
             return body
         following = f"{body.prefix}{NEXT_HIDDEN_STATES}"
-        if segment.exit_layer not in self.exits:
+        if segment.exit_layer not in self.heads:
             rest = self._from(index + 1, following, suffix)
             body.nodes += rest.nodes
             body.initializers += rest.initializers
             return body
-        probabilities = self._probabilities(body)
-        uncertainty = self._uncertainty(body, probabilities)
+        head = f"{body.prefix}head_"
+        _append(body, self.heads[segment.exit_layer], following, head)
+        probabilities = self._probabilities(body, f"{head}{LOGITS}")
+        uncertainty = self._uncertainty(body, probabilities, f"{head}{MISTAKE_LOGITS}")
         leaves = body.add("Less", uncertainty, SPEED)
         branches = {
             "then_branch": self._leave(index, probabilities, uncertainty),
@@ -134,28 +147,6 @@ class _Merger:
         outputs = [name + suffix for name in OUTPUTS]
         body.nodes.append(helper.make_node("If", [leaves], outputs, **branches))
         return body
-
-    def _append_segment(self, body: _Body, index: int, hidden_states: str) -> None:
-        graph = self.graphs[index]
-        given = {entry.name: entry.name for entry in graph.input}
-        if HIDDEN_STATES in given:
-            given[HIDDEN_STATES] = hidden_states
-
-        def renamed(name: str) -> str:
-            return given.get(name) or (f"{body.prefix}{name}" if name else "")
-
-        for original in graph.node:
-            node = NodeProto()
-            node.CopyFrom(original)
-            node.name = f"{body.prefix}{node.name}" if node.name else ""
-            node.input[:] = [renamed(name) for name in original.input]
-            node.output[:] = [renamed(name) for name in original.output]
-            body.nodes.append(node)
-        for tensor in graph.initializer:
-            copy = TensorProto()
-            copy.CopyFrom(tensor)
-            copy.name = renamed(tensor.name)
-            body.initializers.append(copy)
 
     def _leave(self, index: int, probabilities: str, uncertainty: str) -> GraphProto:
         body, suffix = _Body(f"leave{index + 1}_"), f"_leave{index + 1}"
@@ -177,18 +168,18 @@ class _Merger:
         value = uncertainty or body.constant(np.nan, np.float32)
         body.add("Identity", value, output=OUTPUTS[2] + suffix)
 
-    def _probabilities(self, body: _Body, output: str | None = None) -> str:
-        logits, kind = f"{body.prefix}{LOGITS}", self.manifest.problem_type
+    def _probabilities(self, body: _Body, logits: str, output: str | None = None) -> str:
+        kind = self.manifest.problem_type
         if kind == "single_label_classification":
             return body.add("Softmax", logits, output=output, axis=-1)
         return body.add(
             "Sigmoid" if kind == "multi_label_classification" else "Identity", logits, output=output
         )
 
-    def _uncertainty(self, body: _Body, probabilities: str) -> str:
+    def _uncertainty(self, body: _Body, probabilities: str, mistake_logits: str) -> str:
         """The policy's uncertainty of the one text, as a scalar in [0, 1]."""
         if self.policy.name == "learned":
-            value = body.add("Sigmoid", f"{body.prefix}{MISTAKE_LOGITS}")
+            value = body.add("Sigmoid", mistake_logits)
         elif self.manifest.problem_type == "multi_label_classification":
             axis = body.constant([-1], np.int64)
             present = body.add("Unsqueeze", probabilities, axis)
@@ -239,6 +230,30 @@ class _Merger:
 
     def _clipped(self, body: _Body, value: str) -> str:
         return body.add("Clip", value, body.constant(0, np.float32), body.constant(1, np.float32))
+
+
+def _append(body: _Body, graph: GraphProto, hidden_states: str, prefix: str | None = None) -> None:
+    """Puts a graph's nodes and constants into a body, under names that begin with `prefix` (the body's)."""
+    prefix = body.prefix if prefix is None else prefix
+    given = {entry.name: entry.name for entry in graph.input}
+    if HIDDEN_STATES in given:
+        given[HIDDEN_STATES] = hidden_states
+
+    def renamed(name: str) -> str:
+        return given.get(name) or (f"{prefix}{name}" if name else "")
+
+    for original in graph.node:
+        node = NodeProto()
+        node.CopyFrom(original)
+        node.name = f"{prefix}{node.name}" if node.name else ""
+        node.input[:] = [renamed(name) for name in original.input]
+        node.output[:] = [renamed(name) for name in original.output]
+        body.nodes.append(node)
+    for tensor in graph.initializer:
+        copy = TensorProto()
+        copy.CopyFrom(tensor)
+        copy.name = renamed(tensor.name)
+        body.initializers.append(copy)
 
 
 def _outputs(manifest: Manifest, suffix: str) -> list[onnx.ValueInfoProto]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,18 +18,16 @@ from alembert.runtime.backend import OpenedClassifier
 from alembert.runtime.exited import ExitedBatch, array_probabilities, join, sigmoid
 from alembert.runtime.manifest import (
     HIDDEN_STATES,
-    LOGITS,
-    MISTAKE_LOGITS,
-    NEXT_HIDDEN_STATES,
+    Head,
     Manifest,
     Segment,
 )
 from alembert.runtime.policies import ExitPolicy, PolicyHistory
+from alembert.runtime.processor import adds_up_in_16_bits, usable_threads
 from alembert.runtime.tokenization import TokenizersEncoder
 
 _lock = Lock()
 _memory_is_shared = False
-EXIT_OUTPUTS = (NEXT_HIDDEN_STATES, LOGITS, MISTAKE_LOGITS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +87,12 @@ class OnnxBackend:
         self._runtime = _import_runtime()
         options = _session_options(self._runtime, self.threads)
         self._segments = [
-            _OpenSegment(self._runtime, Path(folder), segment, options) for segment in manifest.segments
+            _OpenGraph(self._runtime, Path(folder), segment, options) for segment in manifest.segments
         ]
+        self._heads = {
+            layer: _OpenGraph(self._runtime, Path(folder), manifest.heads[layer], options)
+            for layer in self.exit_layers
+        }
 
     def run(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedBatch:
         """As `Backend.run`."""
@@ -111,19 +113,18 @@ class OnnxBackend:
         self, rows: SegmentRows, policy: ExitPolicy, speed: float
     ) -> tuple[tuple[np.ndarray, ExitedBatch] | None, SegmentRows | None]:
         """As `SteppedBackend.advance`."""
-        segment, layer = self._segments[rows.segment], self.manifest.segments[rows.segment].exit_layer
+        layer = self.manifest.segments[rows.segment].exit_layer
+        (output,) = self._segments[rows.segment].run(rows.inputs, rows.mask)
         if layer == self.num_layers:
-            (logits,) = segment.run(rows, (LOGITS,))
-            probabilities = array_probabilities(logits, policy.problem_type)
+            probabilities = array_probabilities(output, policy.problem_type)
             nobody = np.full(len(probabilities), np.nan, np.float32)
             return (rows.positions, _exited(probabilities, layer, nobody)), None
-        if speed == 0 or layer not in self.exit_layers:
-            (hidden_states,) = segment.run(rows, (NEXT_HIDDEN_STATES,))
+        hidden_states, head = output, self._heads.get(layer)
+        if speed == 0 or head is None:
             return None, self._next(rows, hidden_states, rows.history)
-        outputs = segment.exit_outputs if policy.name == "learned" else EXIT_OUTPUTS[:2]
-        hidden_states, logits, *mistakes = segment.run(rows, outputs)
+        logits, *mistakes = head.run({HIDDEN_STATES: hidden_states}, rows.mask)
         probabilities = array_probabilities(logits, policy.problem_type)
-        learned = sigmoid(mistakes[0]) if mistakes else None
+        learned = sigmoid(mistakes[0]) if mistakes and policy.name == "learned" else None
         uncertainty, history = policy.uncertainty(probabilities, rows.history, learned)
         leaves = uncertainty < speed
         if not leaves.any():
@@ -160,24 +161,22 @@ class OnnxBackend:
         """Every used exit's logits (rows, exits, labels), full model last; learned uncertainties (rows, exits − 1)."""
         rows = self.start(batch, np.arange(len(batch["input_ids"])))
         logits, learned = [], []
-        for segment in self._segments:
-            if segment.layer == self.num_layers:
-                logits += segment.run(rows, (LOGITS,))
-                break
-            hidden_states, exit_logits, *mistakes = segment.run(rows, segment.exit_outputs)
-            if segment.layer in self.exit_layers:
+        for layer, segment in zip(self.manifest.exit_layers, self._segments[:-1], strict=True):
+            (hidden_states,) = segment.run(rows.inputs, rows.mask)
+            rows = self._next(rows, hidden_states, None)
+            if layer in self._heads:
+                exit_logits, *mistakes = self._heads[layer].run(rows.inputs, rows.mask)
                 logits.append(exit_logits)
                 learned += [sigmoid(value) for value in mistakes]
-            rows = self._next(rows, hidden_states, None)
+        logits += self._segments[-1].run(rows.inputs, rows.mask)
         return np.stack(logits, axis=1), np.stack(learned, axis=1) if learned else None
 
     def run_stock(self, batch: dict[str, np.ndarray]) -> np.ndarray:
         """Logits (rows, labels) of the full model, in one pass through all segments without exits."""
         rows = self.start(batch, np.arange(len(batch["input_ids"])))
         for segment in self._segments[:-1]:
-            rows = self._next(rows, segment.run(rows, (NEXT_HIDDEN_STATES,))[0], None)
-        last = self._segments[-1]
-        return last.run(rows, (LOGITS,))[0]
+            rows = self._next(rows, segment.run(rows.inputs, rows.mask)[0], None)
+        return self._segments[-1].run(rows.inputs, rows.mask)[0]
 
     def _next(
         self, rows: SegmentRows, hidden_states: np.ndarray, history: PolicyHistory | None
@@ -201,12 +200,11 @@ class OnnxBackend:
         )
 
 
-class _OpenSegment:
+class _OpenGraph:
     """A graph in memory."""
 
-    def __init__(self, runtime: Any, folder: Path, segment: Segment, options: Any) -> None:
-        self.layer = segment.exit_layer
-        path = folder / segment.file
+    def __init__(self, runtime: Any, folder: Path, graph: Segment | Head, options: Any) -> None:
+        path = folder / graph.file
         try:
             self._session = runtime.InferenceSession(
                 str(path), sess_options=options, providers=["CPUExecutionProvider"]
@@ -219,20 +217,17 @@ class _OpenSegment:
             ) from error
         self._inputs = tuple(entry.name for entry in self._session.get_inputs())
         outputs = tuple(entry.name for entry in self._session.get_outputs())
-        if set(self._inputs) != set(segment.inputs) or set(outputs) != set(segment.outputs):
+        if set(self._inputs) != set(graph.inputs) or outputs != graph.outputs:
             raise InputError(
                 f"{path}: reads {', '.join(self._inputs)} and gives {', '.join(outputs)}, which is not what "
                 "manifest.json says: export the model again (alembert export)"
             )
-        self.exit_outputs = tuple(name for name in EXIT_OUTPUTS if name in outputs)
-        self._run_options = runtime.RunOptions()
-        # Heads whose logits nobody asked for are not run.
-        self._run_options.only_execute_path_to_fetches = True
+        self._outputs = list(outputs)
 
-    def run(self, rows: SegmentRows, outputs: Sequence[str]) -> list[np.ndarray]:
-        available = rows.inputs | {"attention_mask": rows.mask}
-        feeds = {name: available[name] for name in self._inputs}
-        return self._session.run(list(outputs), feeds, self._run_options)  # type: ignore[no-any-return]
+    def run(self, inputs: dict[str, np.ndarray], mask: np.ndarray) -> list[np.ndarray]:
+        """All outputs, in the manifest's order; `inputs` as in `SegmentRows`."""
+        feeds = {name: mask if name == "attention_mask" else inputs[name] for name in self._inputs}
+        return self._session.run(self._outputs, feeds)  # type: ignore[no-any-return]
 
 
 def open_export(
@@ -272,6 +267,12 @@ def open_export(
         pad_token_id=manifest.pad_token_id,
         pad_token_type_id=manifest.pad_token_type_id,
     )
+    if manifest.precision == "int8" and not manifest.reduce_range and adds_up_in_16_bits():
+        logging.getLogger("alembert").warning(
+            "%s: this processor has no VNNI instructions, without which sums of 8-bit products can overflow and give "
+            "wrong answers: export the model with --reduce-range for it",
+            folder,
+        )
     pair = manifest.is_pair if is_pair is None else is_pair
     shortest = encoder.added_tokens(bool(pair)) + 1
     length = manifest.max_length if max_length is None else max_length
@@ -290,16 +291,6 @@ def open_export(
         top_k=manifest.top_k,
         tokenizer=encoder.tokenizer,
     )
-
-
-def usable_threads() -> int:
-    """OMP_NUM_THREADS where it is set, as for torch; else the number of processors that this process may use."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdecimal() and int(wanted) > 0:
-        return int(wanted)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def longest(mask: np.ndarray) -> int:

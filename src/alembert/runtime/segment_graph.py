@@ -1,4 +1,4 @@
-"""A stretch of a model's layers as one ONNX graph, in the form that ONNX Runtime runs fastest.
+"""A stretch of a model's layers, or an exit's head, as one ONNX graph, in the form that ONNX Runtime runs fastest.
 
 What is computed is what the layer-by-layer forward pass computes. Attention is written out with an additive mask of
 one row per text, and a FastBERT head with its linear maps multiplied out.
@@ -32,7 +32,7 @@ _WITHOUT_TOKEN_TYPES = ("distilbert", "mpnet", "modernbert")
 
 
 class SegmentModule(nn.Module):
-    """Layers `first` … `last` of a model and the head after them.
+    """Layers `first` … `last` of a model; the last layer's module ends in the full model's head.
 
     Args:
         model: in evaluation mode.
@@ -49,29 +49,48 @@ class SegmentModule(nn.Module):
         self.is_final = last == model.num_layers
         ids = ("input_ids", "attention_mask", *(("token_type_ids",) if token_types else ()))
         self.input_names = ids if first == 1 else (HIDDEN_STATES, "attention_mask")
-        learned = (MISTAKE_LOGITS,) if model.learned_exit is not None else ()
-        self.output_names = (LOGITS,) if self.is_final else (NEXT_HIDDEN_STATES, LOGITS, *learned)
-        head = model.final_head if self.is_final else model.exit_heads[str(last)]
+        self.output_names = (LOGITS,) if self.is_final else (NEXT_HIDDEN_STATES,)
+        head = model.final_head if self.is_final else None
         self.head = FoldedFastBertHead(head) if isinstance(head, FastBertHead) else head
 
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> Tensor:
         layered = self.model.layered
         if self.first == 1:
-            state = layered.embed(*inputs)
+            # One zero for all tokens, where a tokenizer gives no types: its embedding is a constant of the graph.
+            types = inputs[2] if len(inputs) > 2 else torch.zeros(1, 1, dtype=torch.long)
+            state = layered.embed(inputs[0], inputs[1], types)
         else:
             hidden_states, mask = inputs
             state = EncoderState(hidden_states, mask, layered._adapter.context(hidden_states, mask))
         for layer in range(self.first, self.last + 1):
             state = layered.run_layer(layer, state)
+        if not self.is_final:
+            return state.hidden_states
         read = layered.output(state)
         if self.head is None:
             return self.model.final_logits(read, state.attention_mask)
-        logits: Tensor = self.head(read, state.attention_mask)
-        if self.is_final:
-            return logits
-        if self.model.learned_exit is None:
-            return state.hidden_states, logits
-        return state.hidden_states, logits, self.model.mistake_logits(read)
+        return self.head(read, state.attention_mask)  # type: ignore[no-any-return]
+
+
+class HeadModule(nn.Module):
+    """The exit after a layer: hidden states to logits and, where the model foresees mistakes, to their logits.
+
+    Attributes:
+        input_names, output_names: as in the manifest.
+    """
+
+    def __init__(self, model: MultiExitModel, layer: int) -> None:
+        super().__init__()
+        head = model.exit_heads[str(layer)]
+        self.model, self.head = model, FoldedFastBertHead(head) if isinstance(head, FastBertHead) else head
+        # The other kinds read the first token alone, and a graph may have no input that nothing reads.
+        self.input_names = (HIDDEN_STATES, "attention_mask")[: 2 if isinstance(head, FastBertHead) else 1]
+        self.output_names = (LOGITS, MISTAKE_LOGITS)[: 1 if model.learned_exit is None else 2]
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        read = self.model.layered._adapter.output(hidden_states)
+        logits = self.head(read, attention_mask)
+        return (logits,) if self.model.learned_exit is None else (logits, self.model.mistake_logits(read))
 
 
 class BilstmModule(nn.Module):
@@ -151,6 +170,11 @@ def segment_modules(
     ]
 
 
+def head_modules(model: PreTrainedModel, exits: Sequence[int]) -> dict[int, HeadModule]:
+    """The modules of the exits after layers `exits`, by layer."""
+    return {layer: HeadModule(model, layer) for layer in exits if isinstance(model, MultiExitModel)}
+
+
 def reads_token_types(model: PreTrainedModel, given: Sequence[str]) -> bool:
     """Whether a model's answers depend on token types that a tokenizer gives; `given` names what it gives."""
     config = model.config.full_model_config() if isinstance(model, MultiExitModel) else model.config
@@ -163,11 +187,13 @@ def additive_mask(attention_mask: Tensor) -> Tensor:
     return (1.0 - attention_mask.float()) * torch.finfo(torch.float32).min
 
 
-def write_graph(module: SegmentModule | BilstmModule, path: str | Path, hidden_size: int) -> None:
+def write_graph(
+    module: SegmentModule | HeadModule | BilstmModule, path: str | Path, hidden_size: int
+) -> None:
     """Traces a module in float32 and writes its graph, with free numbers of rows and tokens.
 
     Args:
-        module: from `segment_modules`.
+        module: from `segment_modules` or `head_modules`.
         path: of the ONNX file.
         hidden_size: width of the hidden states.
     """
