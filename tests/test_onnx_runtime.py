@@ -335,7 +335,9 @@ def test_both_tokenizers_give_the_same_ids(
 ) -> None:
     slow = AutoTokenizer.from_pretrained(tiny_encoder, truncation_side=side)
     slow.save_pretrained(tmp_path)
-    light = TokenizersEncoder(tmp_path, reads_token_types=True, pad_token_id=0, pad_token_type_id=0)
+    light = TokenizersEncoder(
+        tmp_path, reads_token_types=True, pad_token_id=0, pad_token_type_id=0, truncation_side=side
+    )
     full = TransformersEncoder(AutoTokenizer.from_pretrained(tmp_path))
     first = ["we saw the soup", "rain", "Über straße 東京 soup!", "a " * 50, "[SEP] [CLS] soup\n\train"]
     second = ["rain", "the storm was very much there again today", "x", "goal " * 30, "soup"]

@@ -266,6 +266,7 @@ def open_export(
         reads_token_types="token_type_ids" in manifest.segments[0].inputs,
         pad_token_id=manifest.pad_token_id,
         pad_token_type_id=manifest.pad_token_type_id,
+        truncation_side=manifest.truncation_side,
     )
     if manifest.precision == "int8" and not manifest.reduce_range and adds_up_in_16_bits():
         logging.getLogger("alembert").warning(

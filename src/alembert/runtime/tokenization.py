@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from alembert.common.errors import InputError
-from alembert.common.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,15 +67,22 @@ class TokenizersEncoder:
     """A tokenizer.json, without transformers.
 
     Args:
-        folder: holds tokenizer.json, and tokenizer_config.json for the side on which texts are cut.
+        folder: holds tokenizer.json.
         reads_token_types: whether the model reads token types.
         pad_token_id, pad_token_type_id: what rows are filled up with.
+        truncation_side: end at which longer texts are cut, "right" or "left".
 
     Raises InputError when the file is no tokenizer.
     """
 
     def __init__(
-        self, folder: Path, *, reads_token_types: bool, pad_token_id: int, pad_token_type_id: int
+        self,
+        folder: Path,
+        *,
+        reads_token_types: bool,
+        pad_token_id: int,
+        pad_token_type_id: int,
+        truncation_side: str,
     ) -> None:
         from tokenizers import Tokenizer
 
@@ -87,9 +93,7 @@ class TokenizersEncoder:
             raise InputError(
                 f"{path}: no tokenizer could be read ({error}): copy the whole folder again"
             ) from error
-        config = folder / "tokenizer_config.json"
-        settings: dict[str, Any] = read_json(config) if config.is_file() else {}
-        self._cut_from = str(settings.get("truncation_side", "right"))
+        self._cut_from = truncation_side
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self._max_length: int | None = None
