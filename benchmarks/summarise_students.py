@@ -99,7 +99,7 @@ def plot(studies: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(rows) + 1.8), layout="constrained")
     for index, (name, study) in enumerate(studies.items()):
         baseline = np.mean(baseline_scores(study))
-        offset = (index - (len(studies) - 1) / 2) * 0.14
+        offset = (index - (len(studies) - 1) / 2) * 0.8 / len(studies)
         label = name
         for position, row in enumerate(rows):
             if row in study["students"]:
@@ -117,10 +117,12 @@ def plot(studies: dict[str, Any], path: Path) -> None:
                 label = "_"
     axes.axvline(0, color="grey", linewidth=1)
     axes.set_yticks(range(len(rows)), rows)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    for between in range(1, len(rows)):
+        axes.axhline(between - 0.5, color="grey", linewidth=0.3)
     axes.set_xlabel("points against the same student trained on labels alone (a mark a seed)")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="best")
+    axes.legend(loc="lower right")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     plt.close(figure)
