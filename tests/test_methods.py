@@ -219,7 +219,10 @@ def test_paper_presets_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": "nobert"}, "unknown method 'nobert': choose one of bert-emd, berxit, deebert, distilbert"),
+        (
+            {"method": "nobert"},
+            "unknown method 'nobert': choose one of bert-emd, berxit, deebert, distilbert",
+        ),
         ({"preset": "mine"}, "has no preset 'mine'"),
         ({"options": {"emdd": "sorted"}}, "unknown option of method ms-bert 'emdd'"),
         ({"options": {"emd": "cosine"}}, "emd='cosine'"),
