@@ -239,8 +239,9 @@ def test_what_cannot_be_compressed_is_refused(
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty"):
-        compress(str(teacher), task, occupied)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="not empty"):
+            compress(str(teacher), task, occupied, overwrite=overwrite)
     with pytest.raises(InputError, match="min_speedup"):
         compress(str(teacher), task, tmp_path / "a", min_speedup=0)
     with pytest.raises(InputError, match="max_drop"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ from alembert.compression.candidates import (
     split_confidence,
 )
 from alembert.compression.card import compression_card
+from alembert.compression.choice import describe_candidate, verdict
 from alembert.compression.durations import format_duration
 from alembert.compression.plan import RECIPES, TEACHER, PlannedTraining, make_plan, measure_pace, reserve
 from alembert.compression.work_clock import WorkClock
@@ -82,7 +84,7 @@ def compress(
         budget: seconds for the whole work, over all sessions; None = as long as it takes.
         max_length: longer texts are cut to this many tokens; the teacher's own, else 128, when absent.
         seed: of all trainings and samples.
-        overwrite: replace what `output_dir` holds.
+        overwrite: replace another work of this command that `output_dir` holds; nothing else is ever replaced.
         progress: called with a description, steps done and steps in all.
 
     Returns:
@@ -165,8 +167,10 @@ class _Work:
                     f"{self.folder} holds another work: {', '.join(differing)} differ. Give another --output, or "
                     "--overwrite to begin anew"
                 )
-        elif self.folder.exists() and any(self.folder.iterdir()) and not overwrite:
-            raise InputError(f"{self.folder} is not empty: give another --output, or --overwrite")
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise InputError(
+                f"{self.folder} is not empty and holds no work of this command: give another --output"
+            )
         if self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
@@ -374,7 +378,7 @@ class _Work:
         measured = {name: row for name, row in rows.items() if name != "baseline"}
         beaten = dominated(measured)
         candidates = [
-            _candidate(name, certificates[name], measured.get(name), baseline, name in beaten)
+            describe_candidate(name, certificates[name], measured.get(name), baseline, name in beaten)
             for name in exports
         ]
         fitting = [
@@ -386,7 +390,9 @@ class _Work:
         summary = {
             "alembert_version": version("alembert"),
             "met": best is not None,
-            "verdict": self._verdict(best, candidates),
+            "verdict": verdict(
+                best, candidates, replace(self.risk, mode=self.state["mode"]), self.min_speedup
+            ),
             "best": best,
             "max_drop": self.risk.most,
             "confidence": self.risk.confidence,
@@ -465,29 +471,6 @@ class _Work:
             "same_rows": "test" not in self.task.splits,
         }
 
-    def _verdict(self, best: dict[str, Any] | None, candidates: list[dict[str, Any]]) -> str:
-        points = f"{100 * self.risk.most:g} points"
-        sure = f"{100 * self.risk.confidence:g}% sure of at most {points}"
-        if self.state["mode"] != CERTIFIED:
-            sure = f"at most {points} on dev, which guarantees nothing"
-        if best is not None:
-            return (
-                f"{best['name']}: {best['ratio']:.1f} times the teacher's texts per second at "
-                f"{100 * best['metric_difference']:+.1f} points; {sure}"
-            )
-        kept = [candidate for candidate in candidates if candidate["kept"]]
-        if kept:
-            nearest = max(kept, key=lambda candidate: float(candidate["ratio"]))
-            return (
-                f"nothing is {self.min_speedup:g} times as fast within {points}; nearest is {nearest['name']} with "
-                f"{nearest['ratio']:.1f} times the teacher's texts per second"
-            )
-        nearest = min(candidates, key=lambda candidate: float(candidate["risk"]))
-        return (
-            f"nothing could be shown to stay within {points}; nearest is {nearest['name']}, which lost "
-            f"{100 * nearest['risk']:.1f} points on dev: allow more, or give more dev rows"
-        )
-
     def _note(self, name: str, status: str, reason: str | None, seconds: float) -> None:
         self.state["trainings"][name] = {"status": status, "reason": reason, "seconds": round(seconds, 1)}
         if reason is not None:
@@ -496,28 +479,3 @@ class _Work:
 
     def _save(self) -> None:
         write_json(self.folder / STATE, self.state)
-
-
-def _candidate(
-    name: str,
-    certificate: Certificate,
-    row: dict[str, Any] | None,
-    baseline: dict[str, Any],
-    is_dominated: bool,
-) -> dict[str, Any]:
-    """A line of the summary; "metric_difference" is to the teacher's metric, on the benchmark's split."""
-    measured: dict[str, Any] = dict.fromkeys(
-        ("metric", "metric_difference", "texts_per_second", "ratio", "p50_ms", "speedup")
-    )
-    if row is not None:
-        measured = {
-            "metric": row["metric"],
-            "metric_difference": row["metric"] - baseline["metric"],
-            "texts_per_second": row["texts_per_second"],
-            "ratio": row["ratio_to_baseline"],
-            "p50_ms": row["p50_ms"],
-            "speedup": row["speedup"],
-        }
-    return (
-        {"name": name, "precision": "int8"} | certificate.as_json() | measured | {"dominated": is_dominated}
-    )

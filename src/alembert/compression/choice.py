@@ -1,0 +1,71 @@
+"""What `alembert compress` says of its candidates: a line each, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
+from alembert.compression.candidates import Certificate
+
+
+def describe_candidate(
+    name: str,
+    certificate: Certificate,
+    row: dict[str, Any] | None,
+    baseline: dict[str, Any],
+    is_dominated: bool,
+) -> dict[str, Any]:
+    """A line of the summary; "metric_difference" is to the teacher's metric, on the benchmark's split."""
+    measured: dict[str, Any] = dict.fromkeys(
+        ("metric", "metric_difference", "texts_per_second", "ratio", "p50_ms", "speedup")
+    )
+    if row is not None:
+        measured = {
+            "metric": row["metric"],
+            "metric_difference": row["metric"] - baseline["metric"],
+            "texts_per_second": row["texts_per_second"],
+            "ratio": row["ratio_to_baseline"],
+            "p50_ms": row["p50_ms"],
+            "speedup": row["speedup"],
+        }
+    return (
+        {"name": name, "precision": "int8"} | certificate.as_json() | measured | {"dominated": is_dominated}
+    )
+
+
+def verdict(
+    best: Mapping[str, Any] | None,
+    candidates: Sequence[Mapping[str, Any]],
+    budget: RiskBudget,
+    min_speedup: float | None,
+) -> str:
+    """The outcome in one sentence; where nothing met what was asked, the nearest candidate.
+
+    Args:
+        best: the candidate that was taken, or None.
+        candidates: all, as `describe_candidate` gives them.
+        budget: what was asked, in the mode in which it was tested.
+        min_speedup: what else was asked.
+    """
+    points = f"{100 * budget.most:g} points"
+    sure = f"{100 * budget.confidence:g}% sure of at most {points}"
+    if budget.mode != CERTIFIED:
+        sure = f"at most {points} on dev, which guarantees nothing"
+    if best is not None:
+        return (
+            f"{best['name']}: {best['ratio']:.1f} times the teacher's texts per second at "
+            f"{100 * best['metric_difference']:+.1f} points; {sure}"
+        )
+    kept = [candidate for candidate in candidates if candidate["kept"]]
+    if kept:
+        nearest = max(kept, key=lambda candidate: float(candidate["ratio"]))
+        return (
+            f"nothing is {min_speedup:g} times as fast within {points}; nearest is {nearest['name']} with "
+            f"{nearest['ratio']:.1f} times the teacher's texts per second"
+        )
+    nearest = min(candidates, key=lambda candidate: float(candidate["risk"]))
+    return (
+        f"nothing could be shown to stay within {points}; nearest is {nearest['name']}, which lost "
+        f"{100 * nearest['risk']:.1f} points on dev: allow more, or give more dev rows"
+    )
