@@ -3,8 +3,9 @@
     python benchmarks/overhead.py --model 6x384 --tokens 16 --output overhead.json
 
 `AdaptiveClassifier.predict` is called with one text at a time, on an export of a model with random weights or on
-`--exported FOLDER`. A clock around every call into ONNX Runtime adds up what its graphs take; a clock around the
-tokenizer what that takes; the rest is ours. The clocks' own cost counts as ours.
+`--exported FOLDER`: through the merged graph where there is one, and through one graph per segment. A clock around
+every call into ONNX Runtime adds up what its graphs take; a clock around the tokenizer what that takes; the rest is
+ours. The clocks' own cost counts as ours.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if source is None:
             shape = Shape(*parse_pair(given.model))
             exits = tuple(layer for layer in parse_layers(given.exits) if layer < shape.layers)
-            source = export_random_model(Path(folder) / "model", shape, given.precision, exits=exits)
+            source = export_random_model(
+                Path(folder) / "model", shape, given.precision, exits=exits, merge_exits="all"
+            )
         classifier = AdaptiveClassifier.from_pretrained(source, threads=given.threads)
+        classifier.warm_up()
     time_sessions(classifier.backend, inside)
     encoder: Any = classifier._encoder
     encoder.encode = tokenising.around(encoder.encode)
     texts = random_texts(given.texts, given.tokens)
-    for speed in given.speed or [0.0, 0.5]:
+    merged_policy = classifier.backend._merged_policy
+    ways = ["merged", "segments"] if merged_policy else ["segments"]
+    for speed, way in product(given.speed or [0.0, 0.5], ways):
+        classifier.backend._merged_policy = merged_policy if way == "merged" else None
         for text in texts[:20]:
             classifier.predict(text, speed=speed)
         inside.take(), tokenising.take()
@@ -102,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         p50, p95, p99 = (1000 * np.quantile(total, [0.5, 0.95, 0.99])).tolist()
         row = {
             "speed": speed,
+            "graphs": way,
             "p50_ms": p50,
             "p95_ms": p95,
             "p99_ms": p99,
@@ -112,8 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         }
         results["results"].append(row)
         print(
-            f"speed {speed:g}: p50 {p50:.3f} ms, p95 {p95:.3f}, p99 {p99:.3f}; graphs {row['graphs_ms']:.3f} ms, "
-            f"tokenizer {row['tokenizer_ms']:.3f}, rest {row['rest_ms']:.3f}; outside {row['outside_share']:.1%}"
+            f"speed {speed:g}, {way}: p50 {p50:.3f} ms, p95 {p95:.3f}, p99 {p99:.3f}; "
+            f"graphs {row['graphs_ms']:.3f} ms, tokenizer {row['tokenizer_ms']:.3f}, rest {row['rest_ms']:.3f}; "
+            f"outside {row['outside_share']:.1%}"
         )
     if given.output:
         write_json(given.output, results)
@@ -122,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def time_sessions(backend: Any, stopwatch: Stopwatch) -> None:
     """Puts the stopwatch around every call of the backend into ONNX Runtime."""
-    for graph in (*backend._segments, *backend._heads.values()):
+    merged = [backend._merged] if backend._merged else []
+    for graph in (*backend._segments, *backend._heads.values(), *merged):
         graph._session = TimedSession(graph._session, stopwatch)
 
 

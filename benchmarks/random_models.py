@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -136,12 +136,19 @@ def export_random_model(
     exits: tuple[int, ...] = (),
     exit_head: str = "fastbert",
     num_labels: int = 2,
+    merge_exits: Literal["all"] | None = None,
 ) -> Path:
     """Exports a random model as `alembert export` does; returns the folder."""
     model = save_random_model(
         folder / "model", shape, exits=exits, exit_head=exit_head, num_labels=num_labels
     )
-    export_classifier(model, folder / "exported", precision=precision, count_macs=segment_macs)
+    export_classifier(
+        model,
+        folder / "exported",
+        precision=precision,
+        merge_exits=merge_exits,
+        count_macs=segment_macs,
+    )
     return folder / "exported"
 
 

@@ -310,7 +310,8 @@ class TestMergedGraph:
         size = (exported / merged.file).stat().st_size
         assert size < sum(path.stat().st_size for path in exported.glob("*.onnx") if path.name != merged.file)
         names = {node.name for node in onnx.load(exported / merged.file).graph.node}
-        assert any(name.startswith("s1_head_") for name in names)
+        assert any(name.startswith("s1_") for name in names)
+        assert not any(name.startswith("ask") for name in names), "a head runs where the speed is 0"
 
     def test_patience_is_refused(self, exported: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="patience"):

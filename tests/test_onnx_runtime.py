@@ -248,6 +248,45 @@ def test_a_head_that_nobody_asks_is_not_run(
         ran.clear()
 
 
+def test_a_single_text_goes_through_the_merged_graph(
+    fast: Path, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_classifier(fast, tmp_path / "merged", precision="fp32", merge_exits="all")
+    classifier = AdaptiveClassifier.from_pretrained(tmp_path / "merged")
+    backend = classifier.backend
+    assert backend._merged is None, "its weights are in memory before a single text has come"
+    taken = set()
+    for speed in SPEEDS:
+        expected = classifier.predict(texts[:8], speed=speed)
+        alone = [classifier.predict(text, speed=speed) for text in texts[:8]]
+        taken |= {answer.exit for answer in alone}
+        assert [(a.label, a.exit) for a in alone] == [(e.label, e.exit) for e in expected]
+        for answer, other in zip(alone, expected, strict=True):
+            assert answer.score == pytest.approx(other.score, abs=1e-5)
+            assert answer.uncertainty == pytest.approx(other.uncertainty, abs=1e-5)
+    assert len(taken) >= 2
+    assert backend._merged is not None
+
+    def unwanted(*_: Any) -> Any:
+        raise AssertionError("the merged graph does not decide as it was asked to")
+
+    monkeypatch.setattr(backend._merged, "run", unwanted)
+    with pytest.raises(AssertionError, match="as it was asked to"):
+        classifier.predict(texts[0], speed=0.5)
+    classifier.predict(texts[:2], speed=0.5)
+    classifier.predict(texts[0], speed=0.5, policy="margin")
+    fewer = AdaptiveClassifier.from_pretrained(tmp_path / "merged", exits=[1], speed=0.5)
+    fewer.warm_up()
+    assert fewer.backend._merged is None
+    fresh = AdaptiveClassifier.from_pretrained(tmp_path / "merged")
+    fresh.warm_up([3])
+    assert fresh.backend._merged is not None
+    late = AdaptiveClassifier.from_pretrained(tmp_path / "merged")
+    (tmp_path / "merged" / "merged.onnx").write_bytes(b"another model")
+    with pytest.raises(InputError, match=r"merged\.onnx: is not the file that was exported"):
+        late.predict(texts[0])
+
+
 def test_a_teacher_is_one_segment_and_always_answers_in_full(
     teacher: Path, tmp_path: Path, texts: list[str]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +144,7 @@ class AdaptiveClassifier:
         self._top_k = top_k if policy or top_k else opened.top_k
         self._renormalise = renormalise
         self._tolerance = tolerance
-        self.policy(None, top_k, renormalise)
+        self._default_policy = self.policy(None, top_k, renormalise)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> AdaptiveClassifier:
@@ -286,14 +285,17 @@ class AdaptiveClassifier:
         return list(self._batches(encoded))
 
     def warm_up(self, tokens: Sequence[int] = (16, 128)) -> None:
-        """Runs every layer on made-up texts of these lengths, so that the first request is as fast as the others."""
+        """Runs every layer on made-up texts of these lengths, so that the first request is as fast as the others.
+
+        Both ways are run, a text alone and texts in a batch.
+        """
         names = self._encoder.encode([["a"]], self.max_length)[0]
         for length in tokens:
             size = min(length, self.max_length)
             row = {name: [self._encoder.fill[name]] * size for name in names}
-            for _, batch in self._batches([row]):
+            for _, batch in (*self._batches([row]), *self._batches([row, row])):
                 # The least speed at which exits are run: hardly any text leaves.
-                self.backend.run(batch, self.policy(), sys.float_info.min)
+                self.backend.run(batch, self._default_policy, float(np.finfo(np.float32).tiny))
 
     def _batches(self, encoded: Sequence[EncodedText]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         if len(encoded) == 1:
@@ -314,7 +316,9 @@ class AdaptiveClassifier:
         renormalise: bool | None = None,
     ) -> Iterator[ExitedBatch]:
         chosen_speed = self.speed if speed is None else check_speed(speed)
-        chosen_policy = self.policy(policy, top_k, renormalise)
+        chosen_policy = self._default_policy
+        if policy is not None or top_k is not None or renormalise is not None:
+            chosen_policy = self.policy(policy, top_k, renormalise)
         for window in windows(texts, self.window):
             encoded = self.encode(window, start)
             start += len(window)

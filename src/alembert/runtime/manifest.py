@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,7 @@ HIDDEN_STATES = "hidden_states"
 NEXT_HIDDEN_STATES = "next_hidden_states"
 LOGITS = "logits"
 MISTAKE_LOGITS = "mistake_logits"
+SPEED = "speed"
 FORMAT = 2
 PRECISIONS: tuple[str, ...] = ("fp32", "int8")
 PROBLEM_TYPES: tuple[str, ...] = (
@@ -207,15 +209,15 @@ class Manifest:
                 )
         return manifest
 
-    def check(self, folder: str | Path) -> None:
-        """Compares every file with its checksum; it reads them all, so it takes as long as that.
+    def check(self, folder: str | Path, names: Sequence[str] | None = None) -> None:
+        """Compares files with their checksums, all unless named; it reads them, so it takes as long as that.
 
         Raises:
             InputError: naming the first file that is missing or is another one than was exported.
         """
-        folder = Path(folder)
-        for name, sha256 in self.files.items():
-            path = folder / name
+        folder, sha256s = Path(folder), self.files
+        for name in sha256s if names is None else names:
+            path, sha256 = folder / name, sha256s[name]
             if not path.is_file():
                 raise InputError(f"{path}: is missing: copy the whole folder, or {_EXPORT_AGAIN}")
             if file_sha256(path) != sha256:

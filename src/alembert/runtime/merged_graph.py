@@ -17,11 +17,18 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from alembert.common.errors import InputError
 from alembert.runtime.graph_optimisation import drop_unused
-from alembert.runtime.manifest import HIDDEN_STATES, LOGITS, MISTAKE_LOGITS, NEXT_HIDDEN_STATES, Manifest
-from alembert.runtime.policies import ExitPolicy, default_policy
+from alembert.runtime.manifest import (
+    HIDDEN_STATES,
+    LOGITS,
+    MISTAKE_LOGITS,
+    NEXT_HIDDEN_STATES,
+    SPEED,
+    Manifest,
+)
+from alembert.runtime.policies import ExitPolicy, own_policy
 
 OUTPUTS = ("probabilities", "exit_layer", "uncertainty")
-SPEED = "speed"
+_EXIT_OUTPUTS = ("probabilities", "uncertainty")
 
 
 def write_merged_graph(
@@ -36,7 +43,7 @@ def write_merged_graph(
         target: the ONNX file to write.
 
     Returns the names of its inputs and outputs; `MergedGraph` says what they are. `uncertainty` is NaN where the full
-    model answered. At speed 0 that is always so, though the heads on the way run.
+    model answered; at speed 0 that is always so, and no head on the way runs.
 
     Raises:
         InputError: the model's policy compares exits with each other (patience).
@@ -77,14 +84,13 @@ def merged_policy(
     Raises:
         InputError: it compares exits with each other (patience).
     """
-    name = policy or default_policy(problem_type, num_labels)
-    if name == "patience":
+    resolved = own_policy(policy, top_k, problem_type, num_labels, num_exits)
+    if resolved.name == "patience":
         raise InputError(
             "a merged graph decides at each exit from that exit's answer alone, which the exit policy 'patience' "
             "does not: leave out --merge-exits, or train the model with another policy"
         )
-    k = top_k if name == "top_k_entropy" else None
-    return ExitPolicy(name, problem_type, num_exits, top_k=k).resolve(num_labels)
+    return resolved
 
 
 class _Body:
@@ -135,10 +141,7 @@ class _Merger:
             body.nodes += rest.nodes
             body.initializers += rest.initializers
             return body
-        head = f"{body.prefix}head_"
-        _append(body, self.heads[segment.exit_layer], following, head)
-        probabilities = self._probabilities(body, f"{head}{LOGITS}")
-        uncertainty = self._uncertainty(body, probabilities, f"{head}{MISTAKE_LOGITS}")
+        probabilities, uncertainty = self._asked(body, index, following)
         leaves = body.add("Less", uncertainty, SPEED)
         branches = {
             "then_branch": self._leave(index, probabilities, uncertainty),
@@ -147,6 +150,31 @@ class _Merger:
         outputs = [name + suffix for name in OUTPUTS]
         body.nodes.append(helper.make_node("If", [leaves], outputs, **branches))
         return body
+
+    def _asked(self, body: _Body, index: int, hidden_states: str) -> tuple[str, str]:
+        """Probabilities and uncertainty at an exit, whose head runs unless the speed is 0."""
+        asked = _Body(f"ask{index + 1}_")
+        _append(asked, self.heads[self.manifest.segments[index].exit_layer], hidden_states)
+        probabilities = self._probabilities(asked, f"{asked.prefix}{LOGITS}")
+        uncertainty = self._uncertainty(asked, probabilities, f"{asked.prefix}{MISTAKE_LOGITS}")
+        skipped = _Body(f"skip{index + 1}_")
+        nothing = np.zeros((1, len(self.manifest.label_names) or 1))
+        branches = {
+            "then_branch": self._exit(asked, probabilities, uncertainty),
+            "else_branch": self._exit(
+                skipped, skipped.constant(nothing, np.float32), skipped.constant(1, np.float32)
+            ),
+        }
+        names = [f"{name}_exit{index + 1}" for name in _EXIT_OUTPUTS]
+        condition = body.add("Greater", SPEED, body.constant(0, np.float32))
+        body.nodes.append(helper.make_node("If", [condition], names, **branches))
+        return names[0], names[1]
+
+    def _exit(self, body: _Body, probabilities: str, uncertainty: str) -> GraphProto:
+        suffix = f"_{body.prefix.strip('_')}"
+        for name, value in zip(_EXIT_OUTPUTS, (probabilities, uncertainty), strict=True):
+            body.add("Identity", value, output=name + suffix)
+        return self._graph(body, suffix, _EXIT_OUTPUTS)
 
     def _leave(self, index: int, probabilities: str, uncertainty: str) -> GraphProto:
         body, suffix = _Body(f"leave{index + 1}_"), f"_leave{index + 1}"
@@ -158,10 +186,9 @@ class _Merger:
         suffix = f"_stay{index + 1}"
         return self._graph(self._from(index + 1, hidden_states, suffix), suffix)
 
-    def _graph(self, body: _Body, suffix: str) -> GraphProto:
-        return helper.make_graph(
-            body.nodes, suffix.strip("_"), [], _outputs(self.manifest, suffix), body.initializers
-        )
+    def _graph(self, body: _Body, suffix: str, names: Sequence[str] = OUTPUTS) -> GraphProto:
+        outputs = _outputs(self.manifest, suffix, names)
+        return helper.make_graph(body.nodes, suffix.strip("_"), [], outputs, body.initializers)
 
     def _answer(self, body: _Body, layer: int, uncertainty: str | None, suffix: str) -> None:
         body.add("Identity", body.constant(layer, np.int64), output=OUTPUTS[1] + suffix)
@@ -232,9 +259,9 @@ class _Merger:
         return body.add("Clip", value, body.constant(0, np.float32), body.constant(1, np.float32))
 
 
-def _append(body: _Body, graph: GraphProto, hidden_states: str, prefix: str | None = None) -> None:
-    """Puts a graph's nodes and constants into a body, under names that begin with `prefix` (the body's)."""
-    prefix = body.prefix if prefix is None else prefix
+def _append(body: _Body, graph: GraphProto, hidden_states: str) -> None:
+    """Puts a graph's nodes and constants into a body, under names that begin with the body's prefix."""
+    prefix = body.prefix
     given = {entry.name: entry.name for entry in graph.input}
     if HIDDEN_STATES in given:
         given[HIDDEN_STATES] = hidden_states
@@ -256,14 +283,10 @@ def _append(body: _Body, graph: GraphProto, hidden_states: str, prefix: str | No
         body.initializers.append(copy)
 
 
-def _outputs(manifest: Manifest, suffix: str) -> list[onnx.ValueInfoProto]:
-    labels = len(manifest.label_names) or 1
-    kinds: tuple[tuple[int, list[int]], ...] = (
-        (TensorProto.FLOAT, [1, labels]),
-        (TensorProto.INT64, []),
-        (TensorProto.FLOAT, []),
-    )
-    return [
-        helper.make_tensor_value_info(name + suffix, kind, shape)
-        for name, (kind, shape) in zip(OUTPUTS, kinds, strict=True)
-    ]
+def _outputs(manifest: Manifest, suffix: str, names: Sequence[str] = OUTPUTS) -> list[onnx.ValueInfoProto]:
+    kinds: dict[str, tuple[int, list[int]]] = {
+        "probabilities": (TensorProto.FLOAT, [1, len(manifest.label_names) or 1]),
+        "exit_layer": (TensorProto.INT64, []),
+        "uncertainty": (TensorProto.FLOAT, []),
+    }
+    return [helper.make_tensor_value_info(name + suffix, *kinds[name]) for name in names]

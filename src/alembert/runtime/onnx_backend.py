@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -18,11 +19,13 @@ from alembert.runtime.backend import OpenedClassifier
 from alembert.runtime.exited import ExitedBatch, array_probabilities, join, sigmoid
 from alembert.runtime.manifest import (
     HIDDEN_STATES,
+    SPEED,
     Head,
     Manifest,
+    MergedGraph,
     Segment,
 )
-from alembert.runtime.policies import ExitPolicy, PolicyHistory
+from alembert.runtime.policies import ExitPolicy, PolicyHistory, own_policy
 from alembert.runtime.processor import adds_up_in_16_bits, usable_threads
 from alembert.runtime.tokenization import TokenizersEncoder
 
@@ -86,16 +89,19 @@ class OnnxBackend:
         self.threads = threads or usable_threads()
         self._runtime = _import_runtime()
         options = _session_options(self._runtime, self.threads)
-        self._segments = [
-            _OpenGraph(self._runtime, Path(folder), segment, options) for segment in manifest.segments
-        ]
-        self._heads = {
-            layer: _OpenGraph(self._runtime, Path(folder), manifest.heads[layer], options)
-            for layer in self.exit_layers
-        }
+        self._folder = Path(folder)
+        self._open = partial(_OpenGraph, self._runtime, self._folder, options)
+        self._segments = [self._open(segment) for segment in manifest.segments]
+        self._heads = {layer: self._open(manifest.heads[layer]) for layer in self.exit_layers}
+        # Opened when a single text comes: it holds all weights once more.
+        self._merged: _OpenGraph | None = None
+        self._merged_lock = Lock()
+        self._merged_policy = self._policy_of_merged_graph()
 
     def run(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedBatch:
-        """As `Backend.run`."""
+        """As `Backend.run`. A single text goes through the merged graph where that decides as the policy does."""
+        if len(batch["input_ids"]) == 1 and self._merged_policy == policy:
+            return self._run_merged(batch, speed)
         rows: SegmentRows | None = self.start(batch, np.arange(len(batch["input_ids"])))
         answered = []
         while rows is not None:
@@ -103,6 +109,18 @@ class OnnxBackend:
             if left is not None:
                 answered.append(left)
         return join(answered)
+
+    def _run_merged(self, batch: dict[str, np.ndarray], speed: float) -> ExitedBatch:
+        with self._merged_lock:
+            if self._merged is None:
+                merged = self.manifest.merged
+                assert merged is not None
+                # Another model may lie there by now.
+                self.manifest.check(self._folder, [merged.file])
+                self._merged = self._open(merged)
+        inputs = batch | {SPEED: np.array(speed, np.float32)}
+        probabilities, exit_layer, uncertainty = self._merged.run(inputs, batch["attention_mask"])
+        return ExitedBatch(probabilities, exit_layer.reshape(1), uncertainty.reshape(1))
 
     def start(self, batch: dict[str, np.ndarray], positions: np.ndarray) -> SegmentRows:
         """As `SteppedBackend.start`."""
@@ -178,6 +196,18 @@ class OnnxBackend:
             rows = self._next(rows, segment.run(rows.inputs, rows.mask)[0], None)
         return self._segments[-1].run(rows.inputs, rows.mask)[0]
 
+    def _policy_of_merged_graph(self) -> ExitPolicy | None:
+        manifest = self.manifest
+        if manifest.merged is None or manifest.merged.exit_layers != self.exit_layers:
+            return None
+        return own_policy(
+            manifest.policy,
+            manifest.top_k,
+            manifest.problem_type,
+            len(manifest.label_names) or 1,
+            len(self.exit_layers) + 1,
+        )
+
     def _next(
         self, rows: SegmentRows, hidden_states: np.ndarray, history: PolicyHistory | None
     ) -> SegmentRows:
@@ -203,7 +233,7 @@ class OnnxBackend:
 class _OpenGraph:
     """A graph in memory."""
 
-    def __init__(self, runtime: Any, folder: Path, graph: Segment | Head, options: Any) -> None:
+    def __init__(self, runtime: Any, folder: Path, options: Any, graph: Segment | Head | MergedGraph) -> None:
         path = folder / graph.file
         try:
             self._session = runtime.InferenceSession(

@@ -259,6 +259,15 @@ class ExitPolicy:
         return probabilities >= 0.5 if self.problem_type == MULTI_LABEL else probabilities
 
 
+def own_policy(
+    policy: str | None, top_k: int | None, problem_type: str, num_labels: int, num_exits: int
+) -> ExitPolicy:
+    """The policy of a model with these defaults, resolved; `num_exits` counts the full model's own."""
+    name = policy or default_policy(problem_type, num_labels)
+    k = top_k if name == "top_k_entropy" else None
+    return ExitPolicy(name, problem_type, num_exits, top_k=k).resolve(num_labels)
+
+
 def default_policy(problem_type: str, num_labels: int) -> str:
     """The name of the policy used when none is chosen.
 

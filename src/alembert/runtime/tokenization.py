@@ -106,12 +106,9 @@ class TokenizersEncoder:
         if max_length != self._max_length:
             self.tokenizer.enable_truncation(max_length, strategy="longest_first", direction=self._cut_from)
             self._max_length = max_length
-        if len(columns) == 1 and len(columns[0]) == 1:
-            encodings = [self.tokenizer.encode(columns[0][0])]
-        else:
-            inputs: Any = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-            # The fast variant leaves out the characters' offsets, which nobody reads.
-            encodings = self.tokenizer.encode_batch_fast(inputs)
+        inputs: Any = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+        # The fast variant leaves out the characters' offsets, which nobody reads.
+        encodings = self.tokenizer.encode_batch_fast(inputs)
         if "token_type_ids" in self.fill:
             return [{"input_ids": one.ids, "token_type_ids": one.type_ids} for one in encodings]
         return [{"input_ids": one.ids} for one in encodings]
