@@ -120,10 +120,37 @@ def test_a_hard_row(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_inside_and_outside_the_graphs(program: Any) -> None:
     arguments = ["--model", "2x24", "--exits", "1", "--precision", "fp32", "--texts", "4", "--speed", "0.5"]
-    (row,) = program("overhead").main(arguments)["results"]
-    assert row["graphs_ms"] > 0 and row["tokenizer_ms"] > 0 and row["rest_ms"] > 0
-    assert 0 < row["outside_share"] < 1
-    assert row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+    rows = program("overhead").main(arguments)["results"]
+    assert [row["graphs"] for row in rows] == ["merged", "segments"]
+    for row in rows:
+        assert row["graphs_ms"] > 0 and row["tokenizer_ms"] > 0 and row["rest_ms"] > 0
+        assert 0 < row["outside_share"] < 1
+        assert row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+
+
+def test_start_memory_stream_and_regrouping(
+    program: Any, fast: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    export_classifier(fast, tmp_path / "exported", precision="fp32")
+    results = program("deployment").main(
+        [
+            str(tmp_path / "exported"),
+            "--data",
+            str(task_folder),
+            "--rows",
+            "50",
+            "--starts",
+            "1",
+            "--repeats",
+            "1",
+        ]
+    )
+    start, (regrouped,) = results["start"], results["regrouping"]
+    assert not start["torch_is_loaded"]
+    assert start["interpreter_mb"] < start["opened_mb"] and start["import_s"] < start["total_s"]
+    assert results["files_mb"] > 0 and regrouped["gain"] > 0 and 1 <= regrouped["mean_exit_layer"] <= 4
+    assert [streamed["rows"] for streamed in results["streaming"]] == [5, 50]
+    assert all(streamed["peak_memory_mb"] > start["opened_mb"] / 2 for streamed in results["streaming"])
 
 
 def test_what_heads_cost(program: Any) -> None:
