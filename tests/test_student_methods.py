@@ -99,7 +99,8 @@ def assert_complete(output: Path) -> dict[str, Any]:
         "tokenizer_config.json", "trainer_state.json",
     }  # fmt: skip
     assert expected <= files
-    assert files - expected <= {"layer_transport.json", "layer_transport.png", "vocab.txt"}
+    more = {"layer_transport.json", "layer_transport.png", "vocab.txt", "projection.safetensors"}
+    assert files - expected <= more
     configuration: dict[str, Any] = read(output / "alembert.json")["configuration"]
     return configuration
 
@@ -326,6 +327,8 @@ def test_general_stages_learn_from_plain_text(
     configuration = assert_complete(output)
     assert configuration["task"] is None
     assert configuration["corpus"]["rows"] == 64
+    maps_widths = method in ("tinybert", "lrc-bert", "distilbert")
+    assert (output / "projection.safetensors").exists() == maps_widths
     logged = losses(output)
     assert set(logged) == {"general"}
     assert set(terms(logged["general"][0])) == GENERAL[method]
@@ -346,6 +349,46 @@ def test_general_stages_learn_from_plain_text(
         method, source, output, "--stages", "general", "--corpus", corpus, "--student", "2x16", *SIZES, *more
     )
     assert (output / "alembert.json").read_bytes() == before
+
+
+def test_one_projection_serves_both_stages_and_goes_on_from_plain_text(
+    general: Callable[[str], Path], teacher: Path, task: alembert.Task
+) -> None:
+    output = general("lrc-bert")
+    left = load_file(output / "projection.safetensors")
+    assert set(left) == {f"linears.{layer}.{part}" for layer in (1, 2) for part in ("weight", "bias")}
+    sources = Sources(load_classifier(str(teacher)), load_tokenizer(str(teacher)), task)
+
+    def projections(student: str, **options: Any) -> list[Any]:
+        chosen, settings = resolve(METHOD_CLASSES["lrc-bert"], "default", {"student": student, **options}, {})
+        instance = METHOD_CLASSES["lrc-bert"](chosen)
+        stages = instance.stages(instance.build_model(sources), sources, settings)
+        return [stage.objective.projection for stage in stages]
+
+    first, second = projections(str(output))
+    assert first is second
+    for name, weight in first.state_dict().items():
+        torch.testing.assert_close(weight, left[name], rtol=0, atol=0)
+    fresh, same = projections("2x16")
+    assert fresh is same
+    assert not torch.equal(fresh.state_dict()["linears.1.weight"], left["linears.1.weight"])
+    # Other maps than those that were learned: a W for all layers.
+    other, _ = projections(str(output), projection="shared")
+    assert set(other.state_dict()) == {"linears.shared.weight", "linears.shared.bias"}
+
+
+def test_what_no_chosen_stage_reads_is_said(
+    teacher: Path, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = ["--data", task_folder, *SHORT, "--student", "2x16"]
+    distill("minilm-v2", teacher, tmp_path / "run", *data, "--stages", "task-intermediate",
+            "--set", "intermediate_epochs=1")  # fmt: skip
+    assert "epochs has no part in the stage task-intermediate: set intermediate_epochs instead" in caplog.text
+    caplog.clear()
+    distill("minilm-v2", teacher, tmp_path / "other", *data, "--stages", "task-prediction",
+            "--set", "intermediate_epochs=1")  # fmt: skip
+    assert "intermediate_epochs is of the stage task-intermediate, which does not run" in caplog.text
+    assert "has no part" not in caplog.text
 
 
 @pytest.mark.parametrize("method", ["tinybert", "lrc-bert", "distilbert"])
@@ -493,6 +536,11 @@ REFUSED: list[tuple[str, list[str], list[str]]] = [
     ("kd", ["--student", "2x16", "--set", "init_layers=[1, 2]"], ["initialised with", "'layers'"]),
     ("kd", ["--student", "2x15", "--set", "student_heads=2"], ["15", "2", "1, 3, 5"]),
     ("kd", ["--student", "2x16", "--set", "soft_loss=mse"], ["soft_loss", "'mse'", "logits_mse"]),
+    ("bert-emd", ["--student", "2x16", "--set", "cost_attention_temperature=2"], ["softmax", "form=paper"]),
+    ("lrc-bert", ["--student", "2x16", "--set", "two_stages=false", "--stages", "task-intermediate,task-prediction"],
+     ["two_stages=false", "task-intermediate"]),
+    ("lrc-bert", ["--student", "2x16", "--training", "gradient_accumulation_steps=32"],
+     ["a batch of 32 in 32 parts", "1 row", "at least 2"]),
 ]  # fmt: skip
 
 
@@ -567,7 +615,13 @@ def test_missing_or_superfluous_sources_are_refused(
     augmented = ["--augmented", tmp_path / "rows.tsv"]
     assert "--data" in refused("kd", "--student", "2x16", *augmented, data=False)
     message = refused("tinybert", *general, "--corpus", corpus, *augmented, data=False, source=tiny_encoder)
-    assert "--augmented goes with --data" in message
+    assert "--augmented: about the labelled rows" in message
+    message = refused(
+        "tinybert", *general, "--corpus", corpus, "--max-train-rows", 9, data=False, source=tiny_encoder
+    )
+    assert "--max-train-rows: about the labelled rows" in message
+    evaluated = [*general, "--corpus", corpus, "--training", "evaluate_every_epoch=true"]
+    assert "no dev split" in refused("tinybert", *evaluated, data=False, source=tiny_encoder)
     folder = refused("kd", "--student", "2x16", "--augmented", task_folder)
     assert "train, dev, test" in folder
     assert "fine-tune it first" in refused("kd", "--student", "2x16", source=tiny_encoder)

@@ -60,7 +60,12 @@ def augment(
     from alembert.data.augmentation import AugmentationOptions
     from alembert.data.augmentation import augment as run_augment
     from alembert.data.augmentation.vectors import load_word_vectors
-    from alembert.data.augmentation.writing import check_output, record_path, write_augmented
+    from alembert.data.augmentation.writing import (
+        check_label_names,
+        check_output,
+        record_path,
+        write_augmented,
+    )
     from alembert.methods.base import validated
     from alembert.models.loading import load_masked_lm, load_tokenizer
     from alembert.training.settings import bf16_pays
@@ -91,6 +96,7 @@ def augment(
         label_type=label_type,
         seed=options.seed,
     )
+    check_label_names(loaded, output, label_separator or "|")
     configuration = {
         "data": data,
         "split": split,

@@ -93,8 +93,24 @@ def distill(
             label_separator=label_separator,
             label_type=label_type,
         )
-    elif augmented is not None:
-        raise InputError("--augmented goes with --data: it takes the place of the train split")
+    else:
+        about_rows = {
+            "--augmented": augmented,
+            "--task": task,
+            "--text-column": text_column,
+            "--text-pair-column": text_pair_column,
+            "--label-column": label_column,
+            "--problem-type": problem_type,
+            "--label-separator": label_separator,
+            "--label-type": label_type,
+            "--max-train-rows": max_train_rows,
+            "--max-dev-rows": max_dev_rows,
+            "--max-test-rows": max_test_rows,
+        }
+        if unused := [name for name, value in about_rows.items() if value is not None]:
+            raise InputError(
+                f"{', '.join(unused)}: about the labelled rows of --data, and there are none here; leave it out"
+            )
     run_distill(
         method,
         teacher,

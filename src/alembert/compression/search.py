@@ -20,7 +20,7 @@ from alembert.common.errors import InputError
 from alembert.common.files import write_json
 from alembert.compression.measuring import measure
 from alembert.compression.search_space import Dimension, parse_space
-from alembert.data.task import Task
+from alembert.data.task import Task, rows_sha256
 from alembert.methods.base import Method, resolve
 from alembert.methods.distillation import distill
 from alembert.methods.registry import find_method
@@ -70,7 +70,7 @@ def search(
         task: with train and dev splits.
         output_dir: folder of the search: `search.db`, `search.json` and `trials/NNNN`.
         trials: in all, those refused included.
-        timeout: seconds after which no further trial begins; None = no limit.
+        timeout: seconds of this call after which no further trial begins; None = no limit.
         space: what to vary, such as `learning_rate=1e-5..5e-4:log`, `temperature=1..10` or `student=4x312|6x384`;
             empty = the method's default space.
         sampler: `tpe` (multi-objective tree-structured Parzen estimator) or `nsga2` (genetic). Seeded by the
@@ -120,7 +120,7 @@ def search(
             "space": {dimension.name: dimension.describe() for dimension in dimensions},
             "sampler": sampler,
             "speed": speed,
-            "augmented": None if augmented is None else len(augmented),
+            "augmented": None if augmented is None else rows_sha256(augmented),
         },
     )
     if "teacher" not in study.user_attrs:

@@ -216,7 +216,8 @@ class DistilBert(StudentDistillation[DistilBertOptions]):
         "default": Preset(settings={"epochs": 3, "learning_rate": 2e-4}),
         "paper": Preset(
             options={"initialise": "layers"},
-            settings={"epochs": 3, "learning_rate": 5e-4, "weight_decay": 0.0, "warmup_ratio": 0.05},
+            settings={"epochs": 3, "learning_rate": 5e-5, "batch_size": 32},
+            general_settings={"learning_rate": 5e-4, "weight_decay": 0.0, "warmup_ratio": 0.05},
         ),
     }
 

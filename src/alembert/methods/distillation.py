@@ -30,6 +30,7 @@ from alembert.models.loading import (
     weights_fingerprint,
 )
 from alembert.models.multi_exit import MultiExitModel
+from alembert.models.projections import find_projection
 from alembert.training.model_card import model_card
 from alembert.training.processes import process_state
 from alembert.training.run_directory import RunDirectory
@@ -132,6 +133,10 @@ def distill(
     general = general_method(instance, has_task=task is not None, has_corpus=corpus is not None)
     if general and (teacher_cache is not None or augmented is not None):
         raise InputError("a stage on plain text has no teacher cache and no augmented rows: leave them out")
+    if general and (training.evaluate_every_epoch or training.early_stopping_patience is not None):
+        raise InputError("a stage on plain text has no dev split to evaluate: leave evaluate_every_epoch out")
+    if isinstance(instance, StudentDistillation):
+        instance.warn_of_unused(options or {}, settings or {})
     if augmented is not None:
         configuration["augmented"] = {"rows": len(augmented), "sha256": rows_sha256(augmented)}
     state = process_state()
@@ -142,9 +147,6 @@ def distill(
     if task is not None:
         _check_labels(teacher_model, task, str(teacher))
     check_max_length(training.max_length, teacher_model, tokenizer)
-    if corpus is not None:
-        with state.main_process_first():
-            configuration["corpus"] = load_corpus(corpus, tokenizer, training.max_length).describe()
     set_seed(training.seed)
     sources = Sources(
         teacher_model,
@@ -158,6 +160,10 @@ def distill(
     if isinstance(method_options, StudentOptions):
         student_name = f"the student {method_options.student}"
         check_max_length(training.max_length, model, tokenizer, student_name)
+    if corpus is not None:
+        # It may take hours to read: only what needs no text has been refused so far, and all of that.
+        with state.main_process_first():
+            configuration["corpus"] = load_corpus(corpus, tokenizer, training.max_length).describe()
     with state.main_process_first():
         run = RunDirectory(
             output_dir, configuration, overwrite=overwrite, resume=resume, main_process=state.is_main_process
@@ -172,7 +178,8 @@ def distill(
             teacher_model.to(state.device), task, dataset, tokenizer, split
         )
         metrics |= {"teacher": {split: teacher_score}, "majority_baseline": majority}
-    histories = run_stages(model, instance.stages(model, sources, training), task, tokenizer, run, report_to)
+    planned = instance.stages(model, sources, training)
+    histories = run_stages(model, planned, task, tokenizer, run, report_to)
     instance.finish(model)
     model.eval()
     if task is None:
@@ -185,7 +192,9 @@ def distill(
                 logits, labels = predict_logits(model, dataset, tokenizer, f"measuring {name}")
                 metrics[name] = exit_metrics(model, task, logits, labels)
     if state.is_main_process:
-        run.finish(model, tokenizer, metrics, histories, model_card(configuration, metrics))
+        in_part = isinstance(method_options, StudentOptions) and method_options.stages is not None
+        projection = find_projection(planned[-1].objective) if in_part else None
+        run.finish(model, tokenizer, metrics, histories, model_card(configuration, metrics), projection)
     state.wait_for_everyone()
     return model
 

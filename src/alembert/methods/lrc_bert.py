@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
+from accelerate import PartialState
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,6 +29,7 @@ from alembert.models.layer_mapping import layer_mapping
 from alembert.models.projections import HiddenProjection
 from alembert.training.objective import Objective
 from alembert.training.settings import TrainingSettings
+from alembert.training.stage import Stage
 
 
 class LrcBertOptions(StudentOptions):
@@ -178,9 +180,26 @@ class LrcBert(StudentDistillation[LrcBertOptions]):
 
     def chosen_stages(self) -> tuple[str, ...]:
         chosen = super().chosen_stages()
-        if self.options.stages is None and not self.options.two_stages:
-            return (TASK_PREDICTION,)
-        return chosen
+        if self.options.two_stages or TASK_INTERMEDIATE not in chosen:
+            return chosen
+        if self.options.stages is not None:
+            raise InputError(
+                f"two_stages=false and --stages {','.join(self.options.stages)} contradict each other: leave one out"
+            )
+        return (TASK_PREDICTION,)
+
+    def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
+        """As of every method. Raises InputError where a step would have no other row to contrast with."""
+        options = self.options
+        processes = PartialState().num_processes
+        rows = settings.batch_size // (settings.gradient_accumulation_steps * processes)
+        if options.layer_loss == "cos_nce" and options.contrastive_weight and rows < 2:
+            raise InputError(
+                f"a batch of {settings.batch_size} in {settings.gradient_accumulation_steps} parts for {processes} "
+                f"processes leaves {rows} row for each forward pass, and COS-NCE needs at least 2 to tell apart: "
+                "choose a larger batch size, fewer parts, or --set layer_loss=mse"
+            )
+        return super().stages(model, sources, settings)
 
     def objective(self, stage: str, student: PreTrainedModel, sources: Sources) -> LrcBertObjective:
         options = self.options

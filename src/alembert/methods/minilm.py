@@ -56,6 +56,9 @@ class RelationDistillation(StudentDistillation[RelationOptionsT]):
 
     stage_names = (GENERAL, TASK_INTERMEDIATE, TASK_PREDICTION)
     general_stages = (GENERAL,)
+    stage_options: ClassVar[dict[str, dict[str, str]]] = {
+        TASK_INTERMEDIATE: {"epochs": "intermediate_epochs", "learning_rate": "intermediate_learning_rate"}
+    }
 
     @abstractmethod
     def relations(self, student: PreTrainedModel, teacher: PreTrainedModel) -> Objective:
@@ -78,7 +81,7 @@ class RelationDistillation(StudentDistillation[RelationOptionsT]):
         if stage != TASK_INTERMEDIATE:
             return settings
         return intermediate_settings(
-            settings, options.intermediate_epochs, options.intermediate_learning_rate
+            settings, options.intermediate_epochs, options.intermediate_learning_rate, settings.scheduler
         )
 
 

@@ -64,8 +64,9 @@ class MiniLmV2Objective(Objective):
                 f"--stages {TASK_PREDICTION}"
             )
         self.student_layer, self.teacher_layer = student_layers, teacher_layer(options, teacher_layers)
-        self.student_request = FeatureRequest(**dict.fromkeys(self.weights, (self.student_layer,)))
-        self.teacher_request = FeatureRequest(**dict.fromkeys(self.weights, (self.teacher_layer,)))
+        kinds = [kind for kind, weight in self.weights.items() if weight]
+        self.student_request = FeatureRequest(**dict.fromkeys(kinds, (self.student_layer,)))
+        self.teacher_request = FeatureRequest(**dict.fromkeys(kinds, (self.teacher_layer,)))
 
     def forward(
         self, student: Features, teacher: Features | None, labels: Tensor | None

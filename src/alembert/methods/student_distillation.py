@@ -15,6 +15,7 @@ from alembert.methods.base import Method, MethodOptions, Preset, Sources
 from alembert.models.layered import LayeredEncoder
 from alembert.models.loading import load_tokenizer
 from alembert.models.multi_exit import STOCK_HEAD, MultiExitModel
+from alembert.models.projections import carry_projection
 from alembert.models.student_configuration import looks_like_shape
 from alembert.models.students import BILSTM, build_student, has_weights
 from alembert.models.vocabulary import check_vocabulary
@@ -59,9 +60,11 @@ class StudentDistillation(Method[StudentOptionsT]):
 
     Class attributes:
         general_head: the head of the student in the stage on plain text.
+        stage_options: the options that take the place of training settings in a stage, by stage and setting.
     """
 
     general_head: ClassVar[Literal["encoder", "masked_lm"]] = "encoder"
+    stage_options: ClassVar[dict[str, dict[str, str]]] = {}
 
     @abstractmethod
     def objective(self, stage: str, student: PreTrainedModel, sources: Sources) -> Objective:
@@ -97,6 +100,16 @@ class StudentDistillation(Method[StudentOptionsT]):
                 "on a pretrained encoder, and pass its output as --student to the stages on the task"
             )
         return chosen
+
+    def warn_of_unused(self, options: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Logs which of the options and settings that were given none of the chosen stages reads."""
+        chosen = self.chosen_stages()
+        for stage, names in self.stage_options.items():
+            for setting, option in names.items():
+                if chosen == (stage,) and setting in settings:
+                    logger.warning("%s has no part in the stage %s: set %s instead.", setting, stage, option)
+                if stage not in chosen and option in options:
+                    logger.warning("%s is of the stage %s, which does not run.", option, stage)
 
     def is_general(self) -> bool:
         """Whether the chosen stages read plain text, and the student has no classification head."""
@@ -149,7 +162,7 @@ class StudentDistillation(Method[StudentOptionsT]):
         )
 
     def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
-        return [
+        stages = [
             Stage(
                 name,
                 self.objective(name, model, sources),
@@ -162,6 +175,8 @@ class StudentDistillation(Method[StudentOptionsT]):
             )
             for name in self.chosen_stages()
         ]
+        carry_projection([stage.objective for stage in stages], self.options.student or "")
+        return stages
 
 
 def is_checkpoint(student: str) -> bool:

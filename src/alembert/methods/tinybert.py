@@ -45,8 +45,8 @@ class TinyBertOptions(StudentOptions):
         soft_loss: of L_pred: `cross_entropy` (Eq. 10), `divergence` or `logits_mse`.
         hard_weight: of the labels' loss beside L_pred.
         regression_target: the `teacher`'s values, or the `labels` as in the published code.
-        intermediate_epochs, intermediate_learning_rate, intermediate_scheduler: of the stages before the prediction;
-            the training settings are the prediction stage's.
+        intermediate_epochs, intermediate_learning_rate, intermediate_scheduler: of the stage `task-intermediate`; the
+            training settings are those of the other stages.
     """
 
     mapping: Literal["uniform", "top", "bottom"] = "uniform"
@@ -146,6 +146,13 @@ class TinyBert(StudentDistillation[TinyBertOptions]):
     options_class = TinyBertOptions
     stage_names = (GENERAL, TASK_INTERMEDIATE, TASK_PREDICTION)
     general_stages = (GENERAL,)
+    stage_options: ClassVar[dict[str, dict[str, str]]] = {
+        TASK_INTERMEDIATE: {
+            "epochs": "intermediate_epochs",
+            "learning_rate": "intermediate_learning_rate",
+            "scheduler": "intermediate_scheduler",
+        }
+    }
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(
             settings={"epochs": 3, "learning_rate": 2e-4},
@@ -200,7 +207,7 @@ class TinyBert(StudentDistillation[TinyBertOptions]):
 
 
 def intermediate_settings(
-    settings: TrainingSettings, epochs: float, learning_rate: float, scheduler: str = "linear"
+    settings: TrainingSettings, epochs: float, learning_rate: float, scheduler: str
 ) -> TrainingSettings:
     """The settings of a stage whose answers are not trained yet, so that its dev score says nothing."""
     return settings.model_copy(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alembert.common.errors import InputError
 
 SHARING = ("shared", "per_layer")
+PROJECTION_FILE = "projection.safetensors"
+"""W beside a student of the stage on plain text, for the stages on a task to go on with."""
+logger = logging.getLogger("alembert")
 
 
 class HiddenProjection(nn.Module):
@@ -69,3 +75,48 @@ class HiddenProjection(nn.Module):
             return hidden_states
         projected: Tensor = self.linears["shared" if self.sharing == "shared" else str(layer)](hidden_states)
         return projected
+
+    def fits(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether these weights are of the same maps, in the same shapes."""
+        own = {name: value.shape for name, value in self.state_dict().items()}
+        return own == {name: value.shape for name, value in weights.items()}
+
+
+def find_projection(module: nn.Module) -> HiddenProjection | None:
+    """The first projection with weights inside a module, such as an objective."""
+    found = (part for part in module.modules() if isinstance(part, HiddenProjection))
+    return next((projection for projection in found if projection.linears), None)
+
+
+def carry_projection(objectives: Iterable[nn.Module], student: str) -> None:
+    """Makes W one for the whole way: it goes on from the stage on plain text, and through all stages of a run.
+
+    Args:
+        objectives: of a run's stages, in order, still untrained; where a later one needs the same maps as the first,
+            it gets the first one's.
+        student: as given to a method; the folder of one that a stage on plain text trained holds `PROJECTION_FILE`.
+    """
+    carried: HiddenProjection | None = None
+    for objective in objectives:
+        projection = find_projection(objective)
+        if projection is None:
+            continue
+        if carried is None:
+            carried = projection
+            if student:
+                _load(projection, Path(student) / PROJECTION_FILE)
+        elif projection.fits(carried.state_dict()):
+            for part in objective.modules():
+                for name, child in part.named_children():
+                    if child is projection:
+                        setattr(part, name, carried)
+
+
+def _load(projection: HiddenProjection, path: Path) -> None:
+    if not path.is_file():
+        return
+    weights = load_file(path)
+    if projection.fits(weights):
+        projection.load_state_dict(weights)
+    else:
+        logger.info("%s has other maps than this method needs: they are learned anew.", path)

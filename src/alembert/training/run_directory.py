@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json
+from alembert.models.projections import PROJECTION_FILE, HiddenProjection
 
 FINISHED = "alembert.json"
 IN_PROGRESS = "in_progress.json"
@@ -82,8 +84,11 @@ class RunDirectory:
         metrics: dict[str, Any],
         history: dict[str, Any],
         model_card: str,
+        projection: HiddenProjection | None = None,
     ) -> None:
         """Leaves the finished run: model, tokenizer, metrics, history and card, and last of all `alembert.json`.
+
+        `projection` is what a later stage, in a run of its own, goes on with.
 
         Everything is written to a folder inside the run first; until `alembert.json` stands the run counts as
         unfinished and can be gone on with.
@@ -93,6 +98,8 @@ class RunDirectory:
         staging.mkdir(parents=True)
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        if projection is not None:
+            save_file(projection.state_dict(), staging / PROJECTION_FILE)
         write_json(staging / "metrics.json", metrics)
         write_json(staging / "trainer_state.json", history)
         (staging / "README.md").write_text(model_card, encoding="utf-8")

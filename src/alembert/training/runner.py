@@ -151,7 +151,14 @@ def _cached_teacher(stage: Stage, train: Dataset, tokenizer: PreTrainedTokenizer
     request = stage.objective.teacher_request
     if stage.teacher_cache is None or stage.teacher is None or request is None:
         return None
-    return TeacherCache.prepare(stage.teacher_cache, stage.teacher, train, tokenizer, request)
+    return TeacherCache.prepare(
+        stage.teacher_cache,
+        stage.teacher,
+        train,
+        tokenizer,
+        request,
+        dtype=stage.settings.teacher_cache_dtype,
+    )
 
 
 def tokenised(task: Task, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:

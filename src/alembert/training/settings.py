@@ -29,6 +29,7 @@ class TrainingSettings(BaseModel):
             on plain text every 1000.
         max_minutes: the stage ends, with the weights that it has, after the step in which it has been trained for
             this long, counted anew after a resume; None = it ends with its epochs.
+        teacher_cache_dtype: of the numbers in a cache of the teacher's outputs; float16 ends at ±65504.
         seed: of initialisation, dropout and order of the data.
 
     Examples:
@@ -56,6 +57,7 @@ class TrainingSettings(BaseModel):
     early_stopping_patience: int | None = Field(None, ge=1)
     checkpoint_steps: int | None = Field(None, ge=1)
     max_minutes: float | None = Field(None, gt=0)
+    teacher_cache_dtype: Literal["float16", "float32"] = "float16"
     seed: int = Field(42, ge=0)
 
     @model_validator(mode="after")

@@ -218,7 +218,7 @@ class Preparation:
             )
         raise InputError(
             f"the teacher's {name} of row {row} reach {np.abs(exact).max():.4g}, more than float16 holds (65504): "
-            'prepare the cache with dtype="float32"'
+            'prepare the cache with dtype="float32" (--training teacher_cache_dtype=float32)'
         )
 
     def _save(self, arrays: dict[str, np.memmap[Any, Any]], rows: int) -> None:

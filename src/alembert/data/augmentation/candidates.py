@@ -58,6 +58,8 @@ class CandidateFinder:
     ) -> None:
         self._model, self._tokenizer, self._vectors = model, tokenizer, vectors
         self._options, self._batch_size = options, batch_size
+        positions = int(getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length)
+        self._max_tokens = min(positions, tokenizer.model_max_length)
         self._excluded = STOP_WORDS if options.skip_stop_words else frozenset()
         self._vocabulary = PieceVocabulary(tokenizer, self._excluded)
         # A model may score fewer or more ids than the tokenizer knows.
@@ -101,7 +103,7 @@ class CandidateFinder:
             list(texts),
             list(texts) if pair else None,
             truncation=True,
-            max_length=min(self._options.max_length * (1 + pair), self._tokenizer.model_max_length),
+            max_length=min(self._options.max_length * (1 + pair), self._max_tokens),
             return_offsets_mapping=True,
         )
 

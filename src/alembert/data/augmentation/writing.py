@@ -40,6 +40,14 @@ def check_output(path: Path, configuration: dict[str, Any], *, overwrite: bool, 
     )
 
 
+def check_label_names(task: Task, path: Path, label_separator: str = "|") -> None:
+    """Raises InputError when a label's name holds a tab, a line break or, of several a row, the separator."""
+    several = task.problem_type == "multi_label_classification"
+    for name in task.label_names:
+        if _BREAKS.search(name) or (several and label_separator in name):
+            raise InputError(f"The label {name!r} cannot be written to {path}: it holds a separator.")
+
+
 def write_augmented(
     dataset: Dataset, task: Task, path: str | Path, record: dict[str, Any], label_separator: str = "|"
 ) -> None:
@@ -49,13 +57,11 @@ def write_augmented(
     and line breaks within a text become spaces.
 
     Raises:
-        InputError: a label's name holds a tab, a line break or, in a multi-label task, the separator.
+        InputError: as `check_label_names`.
     """
     path = Path(path)
+    check_label_names(task, path, label_separator)
     several = task.problem_type == "multi_label_classification"
-    for name in task.label_names:
-        if _BREAKS.search(name) or (several and label_separator in name):
-            raise InputError(f"The label {name!r} cannot be written to {path}: it holds a separator.")
     fields = [name for name in ("text", "text_pair") if name in dataset.column_names]
 
     def label(value: Any) -> str:
