@@ -83,19 +83,22 @@ def test_json_holds_the_same(tmp_path: Path) -> None:
     assert written["hidden"] == vars(layer_transport_history(folder)["hidden"])
 
 
-def test_panels_show_the_last_flow_and_the_weights_by_step(tmp_path: Path, figures: list[Any]) -> None:
+def test_panels_show_flows_over_the_training_and_the_weights_by_step(
+    tmp_path: Path, figures: list[Any]
+) -> None:
     folder = write_run(tmp_path / "run", "attention", "hidden", offset=0.1)
     plot_layer_transport(folder, tmp_path / "out.png")
     assert (imread(tmp_path / "out.png")[..., :3] < 0.5).any(axis=-1).mean() > 0.02
     drawn = panels(figures[0])
-    assert len(drawn) == 6
+    assert len(drawn) == 10
     for name, offset in (("attention", 0.0), ("hidden states", 0.1)):
-        flow = drawn[f"{name}: flow at step 26"]
-        expected = 100 * np.array(features(26, offset)["flow"])
-        np.testing.assert_allclose(flow.collections[0].get_array(), expected)
-        assert [text.get_text() for text in flow.texts] == [f"{share:.0f}" for share in expected.ravel()]
-        assert (flow.get_xlabel(), flow.get_ylabel()) == ("teacher layer", "student layer")
-        assert flow.get_xticks().tolist() == [1, 2, 3, 4]
+        for step in (1, 10, 26):
+            flow = drawn[f"{name}: flow at step {step}"]
+            expected = 100 * np.array(features(step, offset)["flow"])
+            np.testing.assert_allclose(flow.collections[0].get_array(), expected)
+            assert [text.get_text() for text in flow.texts] == [f"{share:.0f}" for share in expected.ravel()]
+            assert (flow.get_xlabel(), flow.get_ylabel()) == ("teacher layer", "student layer")
+            assert flow.get_xticks().tolist() == [1, 2, 3, 4]
         weights = drawn[f"{name}: student's weights (white: even, 50%)"].collections[0]
         by_step = [features(step, offset)["student_weights"] for step in STEPS]
         np.testing.assert_allclose(weights.get_array(), 100 * np.array(by_step).T)
@@ -109,8 +112,8 @@ def test_panels_show_the_last_flow_and_the_weights_by_step(tmp_path: Path, figur
 def test_shared_weights_share_a_panel(tmp_path: Path, figures: list[Any]) -> None:
     plot_layer_transport(write_run(tmp_path / "run", "attention", "hidden"), tmp_path / "out.png")
     assert list(panels(figures[0])) == [
-        "attention: flow at step 26",
-        "hidden states: flow at step 26",
+        *(f"attention: flow at step {step}" for step in (1, 10, 26)),
+        *(f"hidden states: flow at step {step}" for step in (1, 10, 26)),
         "attention and hidden states: student's weights (white: even, 50%)",
         "attention and hidden states: teacher's weights (white: even, 25%)",
     ]

@@ -219,6 +219,18 @@ class DistilBert(StudentDistillation[DistilBertOptions]):
             settings={"epochs": 3, "learning_rate": 5e-5, "batch_size": 32},
             general_settings={"learning_rate": 5e-4, "weight_decay": 0.0, "warmup_ratio": 0.05},
         ),
+        "code": Preset(
+            options={"initialise": "layers"},
+            settings={"epochs": 3, "learning_rate": 5e-5, "batch_size": 32},
+            general_settings={
+                "learning_rate": 5e-4,
+                "weight_decay": 0.0,
+                "warmup_ratio": 0.05,
+                "max_grad_norm": 5.0,
+                "batch_size": 250,
+                "gradient_accumulation_steps": 50,
+            },
+        ),
     }
 
     def objective(self, stage: str, student: PreTrainedModel, sources: Sources) -> Objective:

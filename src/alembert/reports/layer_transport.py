@@ -98,7 +98,7 @@ def write_layer_transport(run_dir: str | Path, path: str | Path) -> None:
 
 
 def plot_layer_transport(run_dir: str | Path, path: str | Path) -> None:
-    """Draws a run's layer transport as a PNG: the last logged flow, and both sides' weights over the steps.
+    """Draws a run's layer transport as a PNG: the flow early, halfway and at the end, and both sides' weights.
 
     Flows are in per cent of all that is transported. Weights are in per cent too; white is an even weight, and
     kinds of features that share their weights share a panel.
@@ -117,14 +117,15 @@ def plot_layer_transport(run_dir: str | Path, path: str | Path) -> None:
     weights = _by_weights(history)
     first = next(iter(history.values()))
     student_layers, teacher_layers = len(first.flows[-1]), len(first.flows[-1][0])
+    moments = len(_moments(first))
     heights = [
-        _height(student_layers),
+        (0.5 + _height(student_layers)) * len(history),
         0.6 + _height(student_layers) * 0.6,
         0.6 + _height(teacher_layers) * 0.6,
     ]
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = figure_module.Figure(
-            figsize=(1.6 + max(4.2, 0.36 * teacher_layers) * max(2, len(history)), 1.4 + sum(heights)),
+            figsize=(1.6 + max(3.6, 0.34 * teacher_layers) * max(2, moments), 1.4 + sum(heights)),
             dpi=DOTS_PER_INCH,
             layout="constrained",
         )
@@ -159,12 +160,20 @@ def _height(layers: int) -> float:
     return max(1.6, 0.3 * layers)
 
 
+def _moments(series: LayerTransport) -> list[int]:
+    """Positions among the logged steps of the first, the one in the middle and the last."""
+    last = len(series.steps) - 1
+    return sorted({0, last // 2, last})
+
+
 def _draw_flows(area: Any, history: Mapping[str, LayerTransport]) -> None:
-    panels = area.subplots(1, len(history), squeeze=False)[0]
-    flows = {kind: 100 * np.array(series.flows[-1]) for kind, series in history.items()}
-    top = max(flow.max() for flow in flows.values())
+    moments = _moments(next(iter(history.values())))
+    panels = area.subplots(len(history), len(moments), squeeze=False).flatten()
+    shown = [(kind, series, moment) for kind, series in history.items() for moment in moments]
+    flows = [100 * np.array(series.flows[moment]) for _, series, moment in shown]
+    top = max(flow.max() for flow in flows)
     image = None
-    for panel, (kind, flow) in zip(panels, flows.items(), strict=True):
+    for panel, (kind, series, moment), flow in zip(panels, shown, flows, strict=True):
         edges = [np.arange(size + 1) + 0.5 for size in reversed(flow.shape)]
         image = panel.pcolormesh(
             *edges, flow, cmap="Blues", vmin=0, vmax=top, edgecolors=_GRID, linewidth=0.5
@@ -175,7 +184,7 @@ def _draw_flows(area: Any, history: Mapping[str, LayerTransport]) -> None:
                     teacher + 1, student + 1, f"{share:.0f}", ha="center", va="center",
                     fontsize=8, color=readable_on(image.cmap(image.norm(share))),
                 )  # fmt: skip
-        panel.set_title(f"{_NAMES[kind]}: flow at step {history[kind].steps[-1]:,}", fontsize=10)
+        panel.set_title(f"{_NAMES[kind]}: flow at step {series.steps[moment]:,}", fontsize=10)
         panel.set_xlabel("teacher layer")
         panel.set_ylabel("student layer")
         panel.set_xticks(_layer_ticks(flow.shape[1]))
