@@ -203,6 +203,42 @@ def test_exits_are_judged_at_a_speed_and_by_top_k(
     assert (tmp_path / "out" / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("method", ABLATIONS)
+def test_every_row_runs_and_changes_what_its_steps_say(
+    method: str, teacher: Path, task_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    arguments = ["ablate", "--method", method, "--teacher", teacher, "--data", task_folder, "--output", output,
+                 "--seeds", 3, "--epochs", 2, "--batch-size", 8, "--max-length", 32]  # fmt: skip
+    if method != "ms-bert":
+        arguments += ["--student", "2x16", "--set", "student_heads=2"]
+    if method == "tinybert":
+        arguments += ["--set", "intermediate_epochs=1"]
+    assert run([*map(str, arguments), "--json"]) == 0
+    results = json.loads(capfd.readouterr()[0])
+    table = find_ablations(method)
+    assert [row["name"] for row in results["rows"]] == [row.name for row in table.rows]
+    weights = {}
+    for row, result in zip(table.rows, results["rows"], strict=True):
+        if row.needs is not None:
+            assert result["state"] == "left out"
+            continue
+        assert result["state"] == "complete", result["message"]
+        folder = Path(result["runs"][0]["run"])
+        configuration = json.loads((folder / "alembert.json").read_text())["configuration"]
+        last = row.steps[-1]
+        assert configuration["method"] == (last.method or method)
+        for name, value in last.options.items():
+            assert configuration["options"][name] == value
+        if folder.parent.name != FULL:
+            weights[row.name] = (folder / "model.safetensors").read_bytes()
+    # These two are the defaults, under the name of the table's row.
+    same = {"mapping-uniform"} if method == "tinybert" else {"every-2"}
+    full = (output / FULL / "seed-3" / "model.safetensors").read_bytes()
+    for name, content in weights.items():
+        assert (content == full) == (name in same), name
+
+
 def test_table_marks_recalled_figures(tinybert: tuple[Path, dict[str, Any]]) -> None:
     from rich.console import Console
 
