@@ -112,7 +112,7 @@ def measure(
     return seconds
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="masked texts in a forward pass")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
     parser.add_argument("--output", help="JSON file to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     torch.set_num_threads(arguments.threads)
 
     rows: list[str] = load_task(arguments.data).dataset("train")[: arguments.rows]["text"]

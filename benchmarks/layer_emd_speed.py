@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -174,7 +174,7 @@ def quartiles(values: Any) -> dict[str, float]:
     return {"median": float(middle), "lower_quartile": float(low), "upper_quartile": float(high)}
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--teacher-layers", type=int, default=12, help="layers of the teacher, 384 wide")
     parser.add_argument("--student-layers", type=int, default=4, help="layers of the student, 312 wide")
     parser.add_argument("--output", help="JSON file to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     sizes = ("repeats", "threads", "rows", "tokens", "teacher_layers", "student_layers")
     if any(getattr(arguments, name) < 1 for name in sizes):
         parser.error("All numbers must be at least 1.")

@@ -11,6 +11,7 @@ python benchmarks/student_study.py --teacher runs/stsb-teacher --data DATA/glue_
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 SLOWER = ", slower"
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--data", required=True)
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--max-train-rows", type=int)
     parser.add_argument("--max-test-rows", type=int)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     quiet_libraries()
     facts = classifier_facts(arguments.teacher)
     task = load_task(

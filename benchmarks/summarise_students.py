@@ -9,6 +9,7 @@ python benchmarks/summarise_students.py --output docs/results/students-tables do
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,47 @@ BASELINES = ("labels alone", "labels alone, slower")
 MARKERS = "osD^v"
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("studies", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="without ending: .md and .png are added")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     studies = {path.stem.removeprefix("students-"): read_json(path) for path in arguments.studies}
-    parts = [section(name, study) for name, study in studies.items()]
+    parts = [overview(studies), *(section(name, study) for name, study in studies.items())]
     plot(studies, arguments.output.with_suffix(".png"))
     picture = (
         f"![difference from the student trained on labels alone]({arguments.output.with_suffix('.png').name})"
     )
     title = "# Students, in tables"
     write_text(arguments.output.with_suffix(".md"), "\n\n".join([title, *parts, picture]) + "\n")
+
+
+ORDER = (
+    *BASELINES, "labels alone, no general stage", "kd", "distilbert", "pkd", "minilm-v2", "tinybert",
+    "tinybert, no general stage", "tinybert, augmented", "bert-emd", "bert-emd, beta 1", "lrc-bert",
+)  # fmt: skip
+
+
+def overview(studies: dict[str, Any]) -> str:
+    """All rows of all studies in one table: mean ± standard deviation over seeds, in per cent."""
+    rows = {row for study in studies.values() for row in study["students"]}
+    lines = ["| | " + " | ".join(studies) + " |", "|---" * (len(studies) + 1) + "|"]
+    metrics = [f"{study['metric']}, {main_split(study)}" for study in studies.values()]
+    lines.append("| metric, split | " + " | ".join(metrics) + " |")
+    teachers = [study["teacher"][main_split(study)][study["metric"]] for study in studies.values()]
+    lines.append("| teacher | " + " | ".join(f"{100 * score:.1f}" for score in teachers) + " |")
+    for row in sorted(rows, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+        cells = [
+            mean_and_spread(seed_scores(study, row)) if row in study["students"] else ""
+            for study in studies.values()
+        ]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(["## All", "", *lines])
+
+
+def mean_and_spread(scores: list[float]) -> str:
+    spread = f" ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
+    return f"{np.mean(scores):.1f}{spread}"
 
 
 def main_split(study: dict[str, Any]) -> str:
@@ -64,7 +93,12 @@ def baseline_scores(study: dict[str, Any]) -> list[float]:
 def section(name: str, study: dict[str, Any]) -> str:
     split, metric = main_split(study), study["metric"]
     size = next(iter(next(iter(study["students"].values())).values()))["size"]
-    settings = ", ".join(f"{key} {value}" for key, value in study["settings"].items() if value is not None)
+    shaped = any("no general" in row for row in study["students"])
+    settings = ", ".join(
+        f"{key} {value}"
+        for key, value in study["settings"].items()
+        if value is not None and (key != "shape" or shaped)
+    )
     lines = [
         f"## {name}: {metric} on {split} ({study['rows'][split]} rows)",
         f"Student: {size['layers']} layers × {size['hidden_size']}, {size['parameters'] / 1e6:.1f}M parameters. "
@@ -86,11 +120,8 @@ def row_of(
     name: str, first: dict[str, Any], scores: list[float], metric: str, baseline: list[float] | None
 ) -> str:
     low, high = (100 * bound for bound in first["interval"])
-    spread = f" ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
     difference = "" if baseline is None else f"{np.mean(scores) - np.mean(baseline):+.1f}"
-    return (
-        f"| {name} | {np.mean(scores):.1f}{spread} | {len(scores)} | {low:.1f} – {high:.1f} | {difference} |"
-    )
+    return f"| {name} | {mean_and_spread(scores)} | {len(scores)} | {low:.1f} – {high:.1f} | {difference} |"
 
 
 def plot(studies: dict[str, Any], path: Path) -> None:

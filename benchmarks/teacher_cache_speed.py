@@ -15,7 +15,7 @@ import argparse
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ def shape(text: str) -> tuple[int, int]:
     return int(layers), int(width)
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="steps of each kind")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of torch")
     parser.add_argument("--output", help="JSON file to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     if min(arguments.repeats, arguments.threads, arguments.rows, arguments.batch_size) < 1:
         parser.error("--repeats, --threads, --rows and --batch-size must be at least 1.")
     if arguments.tokens < 8:

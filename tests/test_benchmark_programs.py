@@ -196,3 +196,93 @@ def test_random_models_and_batches(program: Any) -> None:
     encoded = tokenizer(module.random_texts(3, 9))["input_ids"]
     assert [len(ids) for ids in encoded] == [9, 9, 9]
     assert 1 not in {token for ids in encoded for token in ids}
+
+
+def test_a_study_of_students_and_its_tables(
+    program: Any, teacher: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    study = tmp_path / "students-toy.json"
+    arguments = [
+        "--teacher", str(teacher), "--data", str(task_folder), "--student", "2x16", "--shape", "2x16",
+        "--output", str(tmp_path / "runs"), "--json", str(study), "--epochs", "1", "--max-length", "32",
+    ]  # fmt: skip
+    rows = ["labels alone", "labels alone, slower", "minilm-v2", "tinybert, no general stage"]
+    program("student_study").main([*arguments, "--rows", ";".join(rows[:3]), "--seeds", "1,2"])
+    program("student_study").main([*arguments, "--rows", rows[3], "--seeds", "1"])
+    results = json.loads(study.read_text())
+    assert {row: list(seeds) for row, seeds in results["students"].items()} == {
+        **{row: ["1", "2"] for row in rows[:3]}, rows[3]: ["1"],
+    }  # fmt: skip
+    for row, seeds in results["students"].items():
+        for seed, scores in seeds.items():
+            folder = tmp_path / "runs" / f"{row.replace(', ', '-').replace(' ', '-')}-{seed}"
+            metrics = json.loads((folder / "metrics.json").read_text())
+            assert scores["test"]["accuracy"] == metrics["test"]["full"]["accuracy"]
+    slower = json.loads((tmp_path / "runs" / "labels-alone-slower-1" / "alembert.json").read_text())
+    assert slower["configuration"]["settings"]["learning_rate"] == pytest.approx(1e-4)
+    halves = json.loads((tmp_path / "runs" / "minilm-v2-1" / "alembert.json").read_text())["configuration"]
+    assert halves["options"]["intermediate_epochs"] + halves["settings"]["epochs"] == pytest.approx(1)
+    program("summarise_students").main([str(study), "--output", str(tmp_path / "tables")])
+    tables = (tmp_path / "tables.md").read_text()
+    assert all(f"| {row} |" in tables for row in ["teacher", *rows])
+    assert (tmp_path / "tables.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_students_are_compared_with_the_better_of_the_labels_rates(program: Any) -> None:
+    def seeds(*pairs: tuple[float, float]) -> dict[str, Any]:
+        return {
+            str(seed): {"dev": {"f1": dev}, "test": {"f1": test}} for seed, (dev, test) in enumerate(pairs, 1)
+        }
+
+    study = {
+        "metric": "f1",
+        "teacher": {"dev": {}, "test": {}},
+        "students": {
+            "labels alone": seeds((0.5, 0.4), (0.7, 0.6)),
+            "labels alone, slower": seeds((0.6, 0.3), (0.6, 0.9), (0.1, 0.2)),
+        },
+    }
+    assert program("summarise_students").baseline_scores(study) == pytest.approx([30, 60, 20])
+
+
+def test_transport_between_layers_and_the_teachers_cache_are_timed(program: Any, tmp_path: Path) -> None:
+    small = ["--rows", "4", "--tokens", "8", "--repeats", "2", "--threads", "1"]
+    program("layer_emd_speed").main(
+        [*small, "--teacher-layers", "2", "--student-layers", "1", "--output", str(tmp_path / "emd.json")]
+    )
+    emd = json.loads((tmp_path / "emd.json").read_text())
+    assert 0 < emd["emd_ms"] < emd["step_ms"] and emd["pyemd_ms"] > 0
+    assert emd["share_of_step"] == pytest.approx(emd["emd_ms"] / emd["step_ms"], rel=1)
+    program("teacher_cache_speed").main(
+        [*small, "--teacher", "2x24", "--student", "1x12", "--batch-size", "2", "--output",
+         str(tmp_path / "cache.json")]
+    )  # fmt: skip
+    cache = json.loads((tmp_path / "cache.json").read_text())
+    assert cache["times_faster"] > 0 and cache["preparation"]["bytes"] > 0
+
+
+def test_cuts_of_data_are_always_the_same(program: Any, tmp_path: Path) -> None:
+    data, output = tmp_path / "data", tmp_path / "cuts"
+    sizes = {"glue_sst2": (5000, 20, 30), "glue_stsb": (3500, 20, 30), "glue_cola": (5000, 40, 0),
+             "glue_rte": (600, 40, 0), "lcqmc": (0, 4000, 4500)}  # fmt: skip
+    for name, counts in sizes.items():
+        (data / name).mkdir(parents=True)
+        for split, count in zip(("train", "dev", "test"), counts, strict=True):
+            rows = "".join(f"{index % 2}\t{name} {split} {index}\n" for index in range(count))
+            (data / name / f"{split}.tsv").write_text("label\ttext\n" + rows)
+    program("student_data").main([str(data), str(output)])
+
+    def rows(folder: str, split: str) -> list[str]:
+        header, *found = (output / folder / f"{split}.tsv").read_text().splitlines()
+        assert header == "label\ttext"
+        return found
+
+    assert [len(rows("sst2-4000", split)) for split in ("train", "dev", "test")] == [4000, 20, 30]
+    assert [len(rows("cola", split)) for split in ("train", "dev", "test")] == [4200, 800, 40]
+    assert rows("cola-4000", "train") == rows("cola", "train")[:4000]
+    assert not set(rows("rte", "train")) & set(rows("rte", "dev"))
+    assert [len(rows("lcqmc-4000", split)) for split in ("train", "dev", "test")] == [4000, 800, 3000]
+    assert rows("sst2-4000", "train")[:2] != sorted(rows("sst2-4000", "train"))[:2]
+    before = {path: path.read_bytes() for path in output.rglob("*.tsv")}
+    program("student_data").main([str(data), str(output)])
+    assert {path: path.read_bytes() for path in output.rglob("*.tsv")} == before
