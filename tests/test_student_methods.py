@@ -536,7 +536,7 @@ REFUSED: list[tuple[str, list[str], list[str]]] = [
     ("kd", ["--student", "2x16", "--set", "init_layers=[1, 2]"], ["initialised with", "'layers'"]),
     ("kd", ["--student", "2x15", "--set", "student_heads=2"], ["15", "2", "1, 3, 5"]),
     ("kd", ["--student", "2x16", "--set", "soft_loss=mse"], ["soft_loss", "'mse'", "logits_mse"]),
-    ("bert-emd", ["--student", "2x16", "--set", "cost_attention_temperature=2"], ["softmax", "form=paper"]),
+    ("bert-emd", ["--student", "2x16", "--set", "cost_attention_temperature=2"], ["cost_attention_temperature=", "softmax", "form=paper"]),
     ("lrc-bert", ["--student", "2x16", "--set", "two_stages=false", "--stages", "task-intermediate,task-prediction"],
      ["two_stages=false", "task-intermediate"]),
     ("lrc-bert", ["--student", "2x16", "--training", "gradient_accumulation_steps=32"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -67,15 +67,16 @@ class BertEmdOptions(StudentOptions):
     hard_weight: float = Field(0.0, ge=0)
     regression_target: Literal["teacher", "labels"] = "teacher"
 
-    @model_validator(mode="after")
-    def _temperature_is_used(self) -> BertEmdOptions:
-        given = "cost_attention_temperature" in self.model_fields_set
-        if given and not (self.cost_attention and self.cost_attention_form == "paper"):
+    @field_validator("cost_attention_temperature")
+    @classmethod
+    def _has_a_part(cls, value: float, info: ValidationInfo) -> float:
+        # Defaults are not validated: this is about a temperature that was given.
+        if not info.data.get("cost_attention") or info.data.get("cost_attention_form") != "paper":
             raise ValueError(
-                "has a part in softmax(u / τ) alone: set cost_attention_form=paper and cost_attention=true, or leave "
-                "it out"
+                "it has a part in softmax(u / τ) alone; set cost_attention=true and cost_attention_form=paper, or "
+                "leave it out"
             )
-        return self
+        return value
 
 
 class LayerWeights(nn.Module):
