@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     encoder.encode = tokenising.around(encoder.encode)
     texts = random_texts(given.texts, given.tokens)
     merged_policy = classifier.backend._merged_policy
-    ways = ["merged", "segments"] if merged_policy else ["segments"]
+    ways = ["merged", "segments"] if classifier.backend._merged else ["segments"]
     for speed, way in product(given.speed or [0.0, 0.5], ways):
         classifier.backend._merged_policy = merged_policy if way == "merged" else None
         for text in texts[:20]:

@@ -54,7 +54,7 @@ def overview(studies: dict[str, Any]) -> str:
     lines.append("| metric, split | " + " | ".join(metrics) + " |")
     teachers = [study["teacher"][main_split(study)][study["metric"]] for study in studies.values()]
     lines.append("| teacher | " + " | ".join(f"{100 * score:.1f}" for score in teachers) + " |")
-    for row in sorted(rows, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+    for row in sorted(rows, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
         cells = [
             mean_and_spread(seed_scores(study, row)) if row in study["students"] else ""
             for study in studies.values()

@@ -252,7 +252,7 @@ def test_transport_between_layers_and_the_teachers_cache_are_timed(program: Any,
     )
     emd = json.loads((tmp_path / "emd.json").read_text())
     assert 0 < emd["emd_ms"] < emd["step_ms"] and emd["pyemd_ms"] > 0
-    assert emd["share_of_step"] == pytest.approx(emd["emd_ms"] / emd["step_ms"], rel=1)
+    assert 0 < emd["share_of_step"] < 1 and emd["pyemd_share_of_step"] > 0
     program("teacher_cache_speed").main(
         [*small, "--teacher", "2x24", "--student", "1x12", "--batch-size", "2", "--output",
          str(tmp_path / "cache.json")]

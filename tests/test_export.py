@@ -309,9 +309,17 @@ class TestMergedGraph:
         assert merged is not None and merged.exit_layers == (1, 3)
         size = (exported / merged.file).stat().st_size
         assert size < sum(path.stat().st_size for path in exported.glob("*.onnx") if path.name != merged.file)
-        names = {node.name for node in onnx.load(exported / merged.file).graph.node}
-        assert any(name.startswith("s1_") for name in names)
-        assert not any(name.startswith("ask") for name in names), "a head runs where the speed is 0"
+
+        def names(graph: onnx.GraphProto) -> set[str]:
+            branches = [entry.g for node in graph.node for entry in node.attribute if entry.HasField("g")]
+            return {node.name for node in graph.node}.union(*map(names, branches))
+
+        graph = onnx.load(exported / merged.file).graph
+        everywhere = names(graph)
+        for segment, has_head in ((1, True), (2, False), (3, True)):
+            assert any(name.startswith(f"s{segment}_") for name in everywhere)
+            assert any(name.startswith(f"ask{segment}_") for name in everywhere) == has_head
+        assert not any(node.name.startswith("ask") for node in graph.node), "a head runs where the speed is 0"
 
     def test_patience_is_refused(self, exported: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="patience"):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -248,43 +249,68 @@ def test_a_head_that_nobody_asks_is_not_run(
         ran.clear()
 
 
+@pytest.mark.parametrize(
+    ("precision", "policy"),
+    [("fp32", None), ("int8", None), ("fp32", "learned"), ("fp32", "top_k_entropy"), ("fp32", "margin")],
+)
 def test_a_single_text_goes_through_the_merged_graph(
-    fast: Path, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+    fast: Path, tmp_path: Path, texts: list[str], precision: str, policy: str | None
 ) -> None:
-    export_classifier(fast, tmp_path / "merged", precision="fp32", merge_exits="all")
+    model = load_classifier(str(fast))
+    model.config.policy = policy
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(fast).save_pretrained(tmp_path / "model")
+    export_classifier(tmp_path / "model", tmp_path / "merged", precision=precision, merge_exits="all")
     classifier = AdaptiveClassifier.from_pretrained(tmp_path / "merged")
-    backend = classifier.backend
-    assert backend._merged is None, "its weights are in memory before a single text has come"
+    assert classifier.backend._merged is None, "its weights are in memory before a single text has come"
     taken = set()
     for speed in SPEEDS:
         expected = classifier.predict(texts[:8], speed=speed)
-        alone = [classifier.predict(text, speed=speed) for text in texts[:8]]
+        # The first texts come from several threads at once.
+        with ThreadPoolExecutor(4) as pool:
+            alone = list(pool.map(partial(classifier.predict, speed=speed), texts[:8]))
         taken |= {answer.exit for answer in alone}
         assert [(a.label, a.exit) for a in alone] == [(e.label, e.exit) for e in expected]
         for answer, other in zip(alone, expected, strict=True):
-            assert answer.score == pytest.approx(other.score, abs=1e-5)
-            assert answer.uncertainty == pytest.approx(other.uncertainty, abs=1e-5)
+            assert answer.score == pytest.approx(other.score, abs=1e-4)
+            assert answer.uncertainty == pytest.approx(other.uncertainty, abs=1e-4)
     assert len(taken) >= 2
-    assert backend._merged is not None
+    assert classifier.backend._merged is not None
 
-    def unwanted(*_: Any) -> Any:
-        raise AssertionError("the merged graph does not decide as it was asked to")
 
-    monkeypatch.setattr(backend._merged, "run", unwanted)
-    with pytest.raises(AssertionError, match="as it was asked to"):
-        classifier.predict(texts[0], speed=0.5)
+def test_the_merged_graph_answers_only_what_it_was_made_for(
+    fast: Path,
+    tmp_path: Path,
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    export_classifier(fast, tmp_path / "merged", precision="fp32", merge_exits="all")
+    classifier = AdaptiveClassifier.from_pretrained(tmp_path / "merged")
+    classifier.warm_up([3])
+    asked: list[float] = []
+    run = classifier.backend._merged.run
+
+    def noted(inputs: dict[str, Any], mask: Any) -> Any:
+        asked.append(float(inputs["speed"]))
+        return run(inputs, mask)
+
+    monkeypatch.setattr(classifier.backend._merged, "run", noted)
+    classifier.predict(texts[0], speed=0.5)
+    assert asked == [0.5]
     classifier.predict(texts[:2], speed=0.5)
     classifier.predict(texts[0], speed=0.5, policy="margin")
+    assert asked == [0.5]
     fewer = AdaptiveClassifier.from_pretrained(tmp_path / "merged", exits=[1], speed=0.5)
-    fewer.warm_up()
+    fewer.warm_up([3])
     assert fewer.backend._merged is None
-    fresh = AdaptiveClassifier.from_pretrained(tmp_path / "merged")
-    fresh.warm_up([3])
-    assert fresh.backend._merged is not None
+    # Another model lies there by the time that the first single text comes.
     late = AdaptiveClassifier.from_pretrained(tmp_path / "merged")
     (tmp_path / "merged" / "merged.onnx").write_bytes(b"another model")
-    with pytest.raises(InputError, match=r"merged\.onnx: is not the file that was exported"):
-        late.predict(texts[0])
+    answers = [late.predict(texts[0], speed=0.5) for _ in range(2)]
+    assert answers[0] == answers[1] and answers[0].label == classifier.predict(texts[0], speed=0.5).label
+    assert caplog.text.count("Single texts are answered segment by segment") == 1
+    assert "merged.onnx: is not the file that was exported" in caplog.text
 
 
 def test_a_teacher_is_one_segment_and_always_answers_in_full(

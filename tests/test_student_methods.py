@@ -21,6 +21,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 import alembert
 from alembert.cli.app import run
 from alembert.cli.distillation_data import load_distillation_data
+from alembert.common.errors import InputError
 from alembert.methods.base import Sources, resolve
 from alembert.methods.registry import METHODS as METHOD_CLASSES
 from alembert.methods.student_distillation import tokenizer_beside
@@ -352,7 +353,7 @@ def test_general_stages_learn_from_plain_text(
 
 
 def test_one_projection_serves_both_stages_and_goes_on_from_plain_text(
-    general: Callable[[str], Path], teacher: Path, task: alembert.Task
+    general: Callable[[str], Path], teacher: Path, task: alembert.Task, tmp_path: Path
 ) -> None:
     output = general("lrc-bert")
     left = load_file(output / "projection.safetensors")
@@ -372,6 +373,19 @@ def test_one_projection_serves_both_stages_and_goes_on_from_plain_text(
     fresh, same = projections("2x16")
     assert fresh is same
     assert not torch.equal(fresh.state_dict()["linears.1.weight"], left["linears.1.weight"])
+    broken = tmp_path / "broken"
+    shutil.copytree(output, broken)
+    (broken / "projection.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"projection\.safetensors: is broken"):
+        projections(str(broken))
+    # Another method with the same maps.
+    chosen, settings = resolve(
+        METHOD_CLASSES["bert-emd"], "default", {"student": str(general("tinybert"))}, {}
+    )
+    method = METHOD_CLASSES["bert-emd"](chosen)
+    (stage,) = method.stages(method.build_model(sources), sources, settings)
+    shared = load_file(general("tinybert") / "projection.safetensors")
+    torch.testing.assert_close(stage.objective.projection.state_dict(), shared, rtol=0, atol=0)
     # Other maps than those that were learned: a W for all layers.
     other, _ = projections(str(output), projection="shared")
     assert set(other.state_dict()) == {"linears.shared.weight", "linears.shared.bias"}
@@ -536,8 +550,10 @@ REFUSED: list[tuple[str, list[str], list[str]]] = [
     ("kd", ["--student", "2x16", "--set", "init_layers=[1, 2]"], ["initialised with", "'layers'"]),
     ("kd", ["--student", "2x15", "--set", "student_heads=2"], ["15", "2", "1, 3, 5"]),
     ("kd", ["--student", "2x16", "--set", "soft_loss=mse"], ["soft_loss", "'mse'", "logits_mse"]),
-    ("bert-emd", ["--student", "2x16", "--set", "cost_attention_temperature=2"], ["cost_attention_temperature=", "softmax", "form=paper"]),
-    ("lrc-bert", ["--student", "2x16", "--set", "two_stages=false", "--stages", "task-intermediate,task-prediction"],
+    ("bert-emd", ["--student", "2x16", "--set", "cost_attention_temperature=2"],
+     ["cost_attention_temperature=", "softmax", "form=paper"]),
+    ("lrc-bert",
+     ["--student", "2x16", "--set", "two_stages=false", "--stages", "task-intermediate,task-prediction"],
      ["two_stages=false", "task-intermediate"]),
     ("lrc-bert", ["--student", "2x16", "--training", "gradient_accumulation_steps=32"],
      ["a batch of 32 in 32 parts", "1 row", "at least 2"]),

@@ -70,11 +70,9 @@ class BertEmdOptions(StudentOptions):
     @field_validator("cost_attention_temperature")
     @classmethod
     def _has_a_part(cls, value: float, info: ValidationInfo) -> float:
-        # Defaults are not validated: this is about a temperature that was given.
-        if not info.data.get("cost_attention") or info.data.get("cost_attention_form") != "paper":
+        if value != 1 and info.data.get("cost_attention_form") == "code":
             raise ValueError(
-                "it has a part in softmax(u / τ) alone; set cost_attention=true and cost_attention_form=paper, or "
-                "leave it out"
+                "it has a part in softmax(u / τ) alone, not in u / Σu; set cost_attention_form=paper, or leave it out"
             )
         return value
 

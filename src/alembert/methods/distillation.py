@@ -135,7 +135,7 @@ def distill(
         raise InputError("a stage on plain text has no teacher cache and no augmented rows: leave them out")
     if general and (training.evaluate_every_epoch or training.early_stopping_patience is not None):
         raise InputError("a stage on plain text has no dev split to evaluate: leave evaluate_every_epoch out")
-    if isinstance(instance, StudentDistillation):
+    if isinstance(instance, StudentDistillation) and process_state().is_main_process:
         instance.warn_of_unused(options or {}, settings or {})
     if augmented is not None:
         configuration["augmented"] = {"rows": len(augmented), "sha256": rows_sha256(augmented)}
@@ -160,8 +160,9 @@ def distill(
     if isinstance(method_options, StudentOptions):
         student_name = f"the student {method_options.student}"
         check_max_length(training.max_length, model, tokenizer, student_name)
+    planned = instance.stages(model, sources, training)
     if corpus is not None:
-        # It may take hours to read: only what needs no text has been refused so far, and all of that.
+        # After what can be refused without the text, which may take hours to read.
         with state.main_process_first():
             configuration["corpus"] = load_corpus(corpus, tokenizer, training.max_length).describe()
     with state.main_process_first():
@@ -178,7 +179,6 @@ def distill(
             teacher_model.to(state.device), task, dataset, tokenizer, split
         )
         metrics |= {"teacher": {split: teacher_score}, "majority_baseline": majority}
-    planned = instance.stages(model, sources, training)
     histories = run_stages(model, planned, task, tokenizer, run, report_to)
     instance.finish(model)
     model.eval()

@@ -190,13 +190,13 @@ class LrcBert(StudentDistillation[LrcBertOptions]):
 
     def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
         """As of every method. Raises InputError where a step would have no other row to contrast with."""
-        options = self.options
+        contrasts = self.options.contrastive_weight or self.chosen_stages() != (TASK_PREDICTION,)
         processes = PartialState().num_processes
-        rows = settings.batch_size // (settings.gradient_accumulation_steps * processes)
-        if options.layer_loss == "cos_nce" and options.contrastive_weight and rows < 2:
+        parts = settings.gradient_accumulation_steps * processes
+        if self.options.layer_loss == "cos_nce" and contrasts and settings.batch_size == parts:
             raise InputError(
                 f"a batch of {settings.batch_size} in {settings.gradient_accumulation_steps} parts for {processes} "
-                f"processes leaves {rows} row for each forward pass, and COS-NCE needs at least 2 to tell apart: "
+                "processes leaves 1 row for each forward pass, and COS-NCE needs at least 2 to tell apart: "
                 "choose a larger batch size, fewer parts, or --set layer_loss=mse"
             )
         return super().stages(model, sources, settings)

@@ -175,7 +175,9 @@ class StudentDistillation(Method[StudentOptionsT]):
             )
             for name in self.chosen_stages()
         ]
-        carry_projection([stage.objective for stage in stages], self.options.student or "")
+        student = self.options.student
+        checkpoint = Path(student) if student is not None and is_checkpoint(student) else None
+        carry_projection([stage.objective for stage in stages], checkpoint)
         return stages
 
 

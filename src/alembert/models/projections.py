@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from alembert.common.errors import InputError
 
 SHARING = ("shared", "per_layer")
 PROJECTION_FILE = "projection.safetensors"
-"""W beside a student of the stage on plain text, for the stages on a task to go on with."""
+"""W beside a student that some of a method's stages trained, for the others to go on with."""
 logger = logging.getLogger("alembert")
 
 
@@ -88,13 +89,17 @@ def find_projection(module: nn.Module) -> HiddenProjection | None:
     return next((projection for projection in found if projection.linears), None)
 
 
-def carry_projection(objectives: Iterable[nn.Module], student: str) -> None:
+def carry_projection(objectives: Iterable[nn.Module], checkpoint: Path | None) -> None:
     """Makes W one for the whole way: it goes on from the stage on plain text, and through all stages of a run.
 
     Args:
         objectives: of a run's stages, in order, still untrained; where a later one needs the same maps as the first,
             it gets the first one's.
-        student: as given to a method; the folder of one that a stage on plain text trained holds `PROJECTION_FILE`.
+        checkpoint: the folder that the student's weights come from; it holds `PROJECTION_FILE` if a run of some of a
+            method's stages trained it.
+
+    Raises:
+        InputError: that file is broken.
     """
     carried: HiddenProjection | None = None
     for objective in objectives:
@@ -103,8 +108,8 @@ def carry_projection(objectives: Iterable[nn.Module], student: str) -> None:
             continue
         if carried is None:
             carried = projection
-            if student:
-                _load(projection, Path(student) / PROJECTION_FILE)
+            if checkpoint is not None:
+                _load(projection, checkpoint / PROJECTION_FILE)
         elif projection.fits(carried.state_dict()):
             for part in objective.modules():
                 for name, child in part.named_children():
@@ -115,8 +120,15 @@ def carry_projection(objectives: Iterable[nn.Module], student: str) -> None:
 def _load(projection: HiddenProjection, path: Path) -> None:
     if not path.is_file():
         return
-    weights = load_file(path)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: is broken ({error}): copy the student's whole folder again, or delete the file to learn the maps "
+            "between the widths anew"
+        ) from error
     if projection.fits(weights):
         projection.load_state_dict(weights)
+        logger.info("The maps between the widths go on from %s.", path)
     else:
         logger.info("%s has other maps than this method needs: they are learned anew.", path)

@@ -29,6 +29,7 @@ from alembert.runtime.policies import ExitPolicy, PolicyHistory, own_policy
 from alembert.runtime.processor import adds_up_in_16_bits, usable_threads
 from alembert.runtime.tokenization import TokenizersEncoder
 
+logger = logging.getLogger("alembert")
 _lock = Lock()
 _memory_is_shared = False
 
@@ -100,8 +101,14 @@ class OnnxBackend:
 
     def run(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedBatch:
         """As `Backend.run`. A single text goes through the merged graph where that decides as the policy does."""
-        if len(batch["input_ids"]) == 1 and self._merged_policy == policy:
-            return self._run_merged(batch, speed)
+        merged = (
+            self._open_merged() if len(batch["input_ids"]) == 1 and self._merged_policy == policy else None
+        )
+        if merged is not None:
+            speeds = {SPEED: np.array(speed, np.float32)}
+            answer = merged.run(batch | speeds, batch["attention_mask"])
+            probabilities, exit_layer, uncertainty = answer
+            return ExitedBatch(probabilities, exit_layer.reshape(1), uncertainty.reshape(1))
         rows: SegmentRows | None = self.start(batch, np.arange(len(batch["input_ids"])))
         answered = []
         while rows is not None:
@@ -110,17 +117,19 @@ class OnnxBackend:
                 answered.append(left)
         return join(answered)
 
-    def _run_merged(self, batch: dict[str, np.ndarray], speed: float) -> ExitedBatch:
+    def _open_merged(self) -> _OpenGraph | None:
+        """The graph for single texts, opened when the first one comes; None where its file is gone by then."""
         with self._merged_lock:
-            if self._merged is None:
-                merged = self.manifest.merged
-                assert merged is not None
-                # Another model may lie there by now.
-                self.manifest.check(self._folder, [merged.file])
-                self._merged = self._open(merged)
-        inputs = batch | {SPEED: np.array(speed, np.float32)}
-        probabilities, exit_layer, uncertainty = self._merged.run(inputs, batch["attention_mask"])
-        return ExitedBatch(probabilities, exit_layer.reshape(1), uncertainty.reshape(1))
+            graph = self.manifest.merged
+            if self._merged is None and self._merged_policy is not None and graph is not None:
+                try:
+                    # Another model may lie there by now.
+                    self.manifest.check(self._folder, [graph.file])
+                    self._merged = self._open(graph)
+                except InputError as error:
+                    self._merged_policy = None
+                    logger.warning("Single texts are answered segment by segment: %s", error)
+            return self._merged
 
     def start(self, batch: dict[str, np.ndarray], positions: np.ndarray) -> SegmentRows:
         """As `SteppedBackend.start`."""
@@ -299,7 +308,7 @@ def open_export(
         truncation_side=manifest.truncation_side,
     )
     if manifest.precision == "int8" and not manifest.reduce_range and adds_up_in_16_bits():
-        logging.getLogger("alembert").warning(
+        logger.warning(
             "%s: this processor has no VNNI instructions, without which sums of 8-bit products can overflow and give "
             "wrong answers: export the model with --reduce-range for it",
             folder,

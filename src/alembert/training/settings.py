@@ -57,7 +57,8 @@ class TrainingSettings(BaseModel):
     early_stopping_patience: int | None = Field(None, ge=1)
     checkpoint_steps: int | None = Field(None, ge=1)
     max_minutes: float | None = Field(None, gt=0)
-    teacher_cache_dtype: Literal["float16", "float32"] = "float16"
+    # No part of a run's identity: the cache itself keeps it.
+    teacher_cache_dtype: Literal["float16", "float32"] = Field("float16", exclude=True)
     seed: int = Field(42, ge=0)
 
     @model_validator(mode="after")

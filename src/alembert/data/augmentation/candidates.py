@@ -59,7 +59,8 @@ class CandidateFinder:
         self._model, self._tokenizer, self._vectors = model, tokenizer, vectors
         self._options, self._batch_size = options, batch_size
         positions = int(getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length)
-        self._max_tokens = min(positions, tokenizer.model_max_length)
+        # Some families number positions from 2 on.
+        self._max_tokens = min(positions - 2, tokenizer.model_max_length)
         self._excluded = STOP_WORDS if options.skip_stop_words else frozenset()
         self._vocabulary = PieceVocabulary(tokenizer, self._excluded)
         # A model may score fewer or more ids than the tokenizer knows.
