@@ -421,6 +421,7 @@ def test_a_general_student_starts_the_task_where_plain_text_left_it(
     assert set(read(second / "alembert.json")["configuration"]["student_files"]) == {
         "config.json",
         "model.safetensors",
+        "projection.safetensors",
     }
     start, end = (load_any(str(folder))[0].base_model.state_dict() for folder in (output, second))
     shared = [key for key in start if "pooler" not in key]
