@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from alembert.benchmarks.flops import CostModel, fastbert_head_macs, layer_macs
 from alembert.common.errors import InputError
+from alembert.models.exit_heads import EXIT_HEADS
 from alembert.models.multi_exit import MultiExitModel
 
 LAYER, HEAD = 905_969_664, 20_987_904
@@ -131,7 +132,7 @@ def test_a_base_encoder_has_no_head() -> None:
     assert model.full_model_macs(10, "full") == 3 * (10 * (4 * 24**2 + 2 * 24 * 40) + 2 * 10**2 * 24)
 
 
-@pytest.mark.parametrize("kind", ["fastbert", "pooled", "linear"])
+@pytest.mark.parametrize("kind", EXIT_HEADS)
 def test_exits_agree_with_torchs_counter(kind: str) -> None:
     model = MultiExitModel.from_full_model(
         tiny("bert", "eager"), exit_layers=(1, 2), exit_head=kind, exit_head_size=8

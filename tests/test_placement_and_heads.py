@@ -96,6 +96,17 @@ def test_pooled_and_linear_heads_equal_their_formulas() -> None:
     )
 
 
+def test_mean_head_reads_the_tokens_alone() -> None:
+    hidden_states, mask = batch()
+    head = build_exit_head("mean", 24, 3)
+    means = torch.stack(
+        [row[: int(length)].mean(0) for row, length in zip(hidden_states, mask.sum(1), strict=True)]
+    )
+    torch.testing.assert_close(
+        head(hidden_states, mask), means @ head.classifier.weight.T + head.classifier.bias
+    )
+
+
 @pytest.mark.parametrize("kind", EXIT_HEADS)
 def test_padding_does_not_change_logits(kind: str) -> None:
     hidden_states, mask = batch()

@@ -13,12 +13,14 @@ import torch
 from accelerate import PartialState
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 import alembert
 from alembert.common.errors import InputError
 from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task
 from alembert.methods.base import validated
+from alembert.models.exit_heads import EXIT_HEADS
 from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
 from alembert.training import settings as training_settings
 from alembert.training.objective import TaskObjective
@@ -27,7 +29,7 @@ from alembert.training.runner import mean_exit_score, predict_logits, run_stages
 from alembert.training.sampling import EpochSampler
 from alembert.training.settings import TrainingSettings
 from alembert.training.stage import Stage
-from alembert.training.trainer import training_arguments
+from alembert.training.trainer import DistillationTrainer, training_arguments
 
 SINGLE = "single_label_classification"
 
@@ -302,7 +304,59 @@ def test_a_finetuned_run_holds_all_that_is_needed(teacher: Path, task: Task) -> 
     assert "accuracy" in (teacher / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("head", ["fastbert", "pooled", "linear"])
+def test_heads_have_a_rate_of_their_own(tiny_encoder: Path, task: Task, tmp_path: Path) -> None:
+    start = {
+        name: weight.clone() for name, weight in AutoModel.from_pretrained(tiny_encoder).named_parameters()
+    }
+    still, moved = (
+        alembert.finetune(
+            str(tiny_encoder),
+            task,
+            tmp_path / str(rate),
+            settings=TrainingSettings(
+                epochs=1, batch_size=16, max_length=32, learning_rate=1e-12, head_learning_rate=rate
+            ),
+        )
+        for rate in (1e-12, 1e-2)
+    )
+    for name, weight in moved.base_model.named_parameters():
+        # A pooler that the encoder did not bring is the encoder's too, and new.
+        if name in start:
+            torch.testing.assert_close(weight, start[name])
+    assert (moved.classifier.weight - still.classifier.weight).abs().mean() > 1e-3
+
+
+def test_groups_of_parameters_and_their_rates(tiny_encoder: Path, task: Task, tmp_path: Path) -> None:
+    chosen = TrainingSettings(learning_rate=1e-5, head_learning_rate=1e-3, weight_decay=0.1)
+    encoder = AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=3)
+    model = alembert.MultiExitModel.from_full_model(encoder, exit_layers=(1, 2))
+    tokenizer = load_tokenizer(str(tiny_encoder))
+    stage = Stage("task", TaskObjective("single_label_classification"), chosen)
+    rows = tokenised(task, "train", tokenizer, 32)
+    optimizer = DistillationTrainer(model, stage, rows, None, tokenizer, tmp_path).create_optimizer()
+    rates = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert len(rates) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        rate, decay = rates[id(parameter)]
+        assert rate == (1e-5 if name.startswith("full_model.bert.") else 1e-3), name
+        assert decay == (0.1 if parameter.ndim > 1 else 0.0), name
+
+
+def test_a_rate_for_heads_where_there_are_none(tiny_encoder: Path, task: Task, tmp_path: Path) -> None:
+    chosen = TrainingSettings(head_learning_rate=1e-3)
+    encoder = AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=3)
+    stage = Stage("task", TaskObjective("single_label_classification"), chosen, trainable=("bert.",))
+    run = RunDirectory(tmp_path / "run", {})
+    with pytest.raises(InputError, match=r"head_learning_rate=0\.001: stage 'task' trains nothing outside"):
+        run_stages(encoder, [stage], task, load_tokenizer(str(tiny_encoder)), run)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("head", EXIT_HEADS)
 def test_a_final_head_of_another_kind(tiny_encoder: Path, task: Task, tmp_path: Path, head: str) -> None:
     chosen = TrainingSettings(epochs=1, batch_size=16, max_length=32, learning_rate=1e-3)
     model = alembert.finetune(str(tiny_encoder), task, tmp_path / "run", head=head, settings=chosen)

@@ -269,6 +269,10 @@ def _exit_head(head: nn.Module) -> PartCost:
         # Keys and values of all tokens; query, output and dense of the first; its products with every token.
         full = Polynomial(3 * width**2 + classifier, _size(projection) + 2 * width**2 + 2 * width)
         return PartCost(kind, _fastbert_head_paper(projection.in_features, width), full)
+    if kind == "mean":
+        # The mean: every token, once per feature.
+        full = Polynomial(_size(linears["classifier"]), per_token=linears["classifier"].in_features)
+        return PartCost(kind, Polynomial(), full)
     first_token = sum(_size(module) for module in linears.values())
     return PartCost(kind, Polynomial(first_token - _size(linears["classifier"])), Polynomial(first_token))
 

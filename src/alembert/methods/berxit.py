@@ -31,7 +31,7 @@ class BerxitOptions(PlacementOptions):
             exits, the full model's included, in every batch).
     """
 
-    exit_head: Literal["fastbert", "pooled", "linear"] = "pooled"
+    exit_head: Literal["fastbert", "pooled", "linear", "mean"] = "pooled"
     learned_exit: bool = True
     strategy: Literal["alternating", "joint"] = "alternating"
 
@@ -82,7 +82,7 @@ class Berxit(SelfDistillation[BerxitOptions]):
     options_class = BerxitOptions
     trainable = None
     presets: ClassVar[dict[str, Preset]] = {
-        "default": Preset(settings={"epochs": 3, "learning_rate": 5e-5}),
+        "default": Preset(settings={"epochs": 3, "learning_rate": 5e-5, "head_learning_rate": 1e-3}),
         "paper": Preset(
             options={"placement": "all"},
             settings={"epochs": 3, "learning_rate": 2e-5, "batch_size": 8},

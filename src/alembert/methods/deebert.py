@@ -27,7 +27,7 @@ class DeeBertOptions(PlacementOptions):
         exit_head: `pooled` as printed: a pooler of its own and a linear classifier.
     """
 
-    exit_head: Literal["fastbert", "pooled", "linear"] = "pooled"
+    exit_head: Literal["fastbert", "pooled", "linear", "mean"] = "pooled"
 
 
 class DeeBertObjective(Objective):

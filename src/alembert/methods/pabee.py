@@ -28,7 +28,7 @@ class PabeeOptions(ExitOptions):
             as printed.
     """
 
-    exit_head: Literal["fastbert", "pooled", "linear"] = "linear"
+    exit_head: Literal["fastbert", "pooled", "linear", "mean"] = "linear"
     kl: Literal["student||teacher", "teacher||student", "symmetric"] = "teacher||student"
     exit_weights: Literal["depth", "uniform"] = "depth"
     self_distillation: float = Field(1.0, ge=0)
@@ -83,7 +83,7 @@ class Pabee(SelfDistillation[PabeeOptions]):
     options_class = PabeeOptions
     trainable = None
     presets: ClassVar[dict[str, Preset]] = {
-        "default": Preset(settings={"epochs": 3, "learning_rate": 5e-5}),
+        "default": Preset(settings={"epochs": 3, "learning_rate": 5e-5, "head_learning_rate": 1e-3}),
         "paper": Preset(
             options={"placement": "all", "self_distillation": 0.0},
             settings={"epochs": 5, "learning_rate": 2e-5, "batch_size": 32},

@@ -14,7 +14,7 @@ SEARCH_SPACES: dict[str, tuple[str, ...]] = {
     "deebert": (
         "learning_rate=1e-4..5e-3:log",
         "placement=every_k|last_k|all",
-        "exit_head=fastbert|pooled|linear",
+        "exit_head=fastbert|pooled|linear|mean",
     ),
     "berxit": ("learning_rate=1e-5..2e-4:log", "placement=every_k|last_k|all", "strategy=alternating|joint"),
     "kd": ("learning_rate=5e-5..5e-4:log", "temperature=1..10", "hard_weight=0..1"),

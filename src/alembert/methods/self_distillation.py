@@ -29,7 +29,7 @@ class PlacementOptions(MethodOptions):
         placement: splicing strategy: `every_k`, `last_k` or `all` (MS-BERT, Fig. 2).
         k: of the placement; None = 2 for `every_k`, half the layers for `last_k`.
         layers: explicit exit layers instead of a placement.
-        exit_head: `fastbert`, `pooled` or `linear`.
+        exit_head: `fastbert`, `pooled`, `linear` or `mean`.
         exit_head_size: inner width of FastBERT heads.
         learned_exit: also train the layer that foresees an exit's mistakes (BERxiT), for the `learned` policy.
     """
@@ -37,7 +37,7 @@ class PlacementOptions(MethodOptions):
     placement: Literal["every_k", "last_k", "all"] = "every_k"
     k: int | None = None
     layers: tuple[int, ...] | None = None
-    exit_head: Literal["fastbert", "pooled", "linear"] = "fastbert"
+    exit_head: Literal["fastbert", "pooled", "linear", "mean"] = "fastbert"
     exit_head_size: int = Field(128, ge=2)
     learned_exit: bool = False
 

@@ -1,4 +1,4 @@
-"""Classifiers that stand after a layer: FastBERT's, BERT's pooled one, and a plain linear one."""
+"""Classifiers that stand after a layer: FastBERT's, BERT's pooled one, and linear ones."""
 
 from __future__ import annotations
 
@@ -94,7 +94,26 @@ class LinearHead(ExitHead):
         return self.classifier(hidden_states[:, 0])  # type: ignore[no-any-return]
 
 
-EXIT_HEADS: tuple[str, ...] = ("fastbert", "pooled", "linear")
+class MeanHead(ExitHead):
+    """Mean over the text's tokens, Linear: what sentence encoders are read by (Reimers and Gurevych, EMNLP 2019).
+
+    Where early layers have not yet brought a text together in its first token, the mean has all of it.
+    """
+
+    kind = "mean"
+
+    def __init__(self, hidden_size: int, num_labels: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        weights = attention_mask.to(hidden_states.dtype)
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        mean = torch.bmm(weights[:, None], hidden_states)[:, 0]
+        return self.classifier(mean)  # type: ignore[no-any-return]
+
+
+EXIT_HEADS: tuple[str, ...] = ("fastbert", "pooled", "linear", "mean")
 
 
 def build_exit_head(kind: str, hidden_size: int, num_labels: int, head_size: int = 128) -> ExitHead:
@@ -105,4 +124,6 @@ def build_exit_head(kind: str, hidden_size: int, num_labels: int, head_size: int
         return PooledHead(hidden_size, num_labels)
     if kind == "linear":
         return LinearHead(hidden_size, num_labels)
+    if kind == "mean":
+        return MeanHead(hidden_size, num_labels)
     raise InputError(f"unknown exit head {kind!r}: choose one of {', '.join(EXIT_HEADS)}")

@@ -44,7 +44,7 @@ def finetune(
         task: from `alembert.load_task`, with a train split.
         output_dir: the run directory; an interrupted run of the same configuration is gone on with.
         head: "stock" keeps the family's own head, so that plain transformers loads the result; an exit head
-            kind ("fastbert", "pooled", "linear") puts that head after the last layer.
+            kind ("fastbert", "pooled", "linear", "mean") puts that head after the last layer.
         settings: duration and optimiser; the default keeps the best of three epochs.
         overwrite: replace whatever the folder holds.
         resume: go on with an interrupted run; when off, an occupied folder is refused.

@@ -37,7 +37,13 @@ from alembert.training.stage import Stage
 from alembert.training.stage_model import all_logits
 from alembert.training.teacher_cache import TeacherCache
 from alembert.training.teachers import Teacher
-from alembert.training.trainer import MODEL_INPUTS, ROW, DistillationTrainer, training_arguments
+from alembert.training.trainer import (
+    MODEL_INPUTS,
+    ROW,
+    DistillationTrainer,
+    check_rate_of_heads,
+    training_arguments,
+)
 
 
 def run_stages(
@@ -60,6 +66,7 @@ def run_stages(
         if task is not None and "dev" in task.splits:
             tokenised(task, "dev", tokenizer, stage.settings.max_length)
         training_arguments(stage, run.checkpoints(stage.name), False, report_to)
+        check_rate_of_heads(stage, model)
     run.begin()
     histories: dict[str, Any] = {}
     for stage in stages:

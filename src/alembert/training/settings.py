@@ -16,6 +16,8 @@ class TrainingSettings(BaseModel):
         batch_size: texts per optimiser step, over all processes and accumulated steps.
         gradient_accumulation_steps: parts that a batch is run in, to save memory.
         learning_rate: peak rate of AdamW.
+        head_learning_rate: peak rate of what stands outside the encoder: the task's head, exits, and an objective's own
+            weights, which begin at random; None = learning_rate.
         weight_decay: AdamW's decoupled weight decay.
         warmup_ratio: share of the steps with rising learning rate.
         scheduler: transformers' scheduler type after warm-up.
@@ -44,6 +46,7 @@ class TrainingSettings(BaseModel):
     batch_size: int = Field(32, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     learning_rate: float = Field(2e-5, gt=0)
+    head_learning_rate: float | None = Field(None, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     scheduler: Literal[

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel
 
 from alembert.training.objective import Objective
@@ -46,6 +48,13 @@ class Stage:
         """Optimiser steps between checkpoints; None = one per epoch, of which plain text has few and long ones."""
         default = None if self.corpus is None else _STEPS_ON_PLAIN_TEXT
         return self.settings.checkpoint_steps or default
+
+    def trained(self, model: PreTrainedModel) -> Iterator[nn.Parameter]:
+        """The model's parameters that move, and the objective's own."""
+        for name, parameter in model.named_parameters():
+            if self.trainable is None or name.startswith(self.trainable):
+                yield parameter
+        yield from self.objective.parameters()
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Lets gradients into the trainable parameters only, and fixes a teacher for good."""

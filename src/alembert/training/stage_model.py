@@ -10,8 +10,15 @@ from transformers import PreTrainedModel
 
 from alembert.models.capture import capture
 from alembert.models.features import Features
+from alembert.models.multi_exit import MultiExitModel
 from alembert.training.objective import Objective
 from alembert.training.teachers import Teacher
+
+
+def encoder_parameters(student: PreTrainedModel) -> list[nn.Parameter]:
+    """Those of a student without its heads; all of one that is not made of the two, as a BiLSTM."""
+    full_model = student.full_model if isinstance(student, MultiExitModel) else student
+    return list(full_model.base_model.parameters())
 
 
 class StageModel(nn.Module):

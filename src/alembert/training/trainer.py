@@ -29,7 +29,7 @@ from alembert.training.checkpoints import complete_checkpoints, mark_complete, m
 from alembert.training.processes import in_any_process
 from alembert.training.sampling import EpochSampler
 from alembert.training.stage import Stage
-from alembert.training.stage_model import StageModel
+from alembert.training.stage_model import StageModel, encoder_parameters
 from alembert.training.teachers import LiveTeacher, Teacher
 
 _KEPT = 2  # newest checkpoints kept, beside the best: the older one is there should the newer be damaged
@@ -100,6 +100,13 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             self.add_callback(EarlyStoppingCallback(stage.settings.early_stopping_patience))
         if stage.teacher is not None and teacher is None:
             stage.teacher.to(self.args.device)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        is_new, rate = self.optimizer is None, self.stage.settings.head_learning_rate
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and rate is not None:
+            _set_rate_of_heads(optimizer, encoder_parameters(self.model.student), rate)
+        return optimizer
 
     def compute_loss(
         self,
@@ -202,6 +209,28 @@ class _SetEpoch(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+
+def check_rate_of_heads(stage: Stage, model: PreTrainedModel) -> None:
+    """Raises InputError where the settings name a rate for heads and the stage trains none."""
+    rate, encoder = stage.settings.head_learning_rate, {id(weight) for weight in encoder_parameters(model)}
+    if rate is not None and all(id(weight) in encoder for weight in stage.trained(model)):
+        raise InputError(
+            f"head_learning_rate={rate}: stage {stage.name!r} trains nothing outside the encoder"
+        )
+
+
+def _set_rate_of_heads(
+    optimizer: torch.optim.Optimizer, encoder: Sequence[torch.nn.Parameter], rate: float
+) -> None:
+    """Splits every group of parameters in two, and gives the part that is not the encoder's a rate of its own."""
+    encoder_ids = {id(parameter) for parameter in encoder}
+    groups = []
+    for group in optimizer.param_groups:
+        inside = [parameter for parameter in group["params"] if id(parameter) in encoder_ids]
+        outside = [parameter for parameter in group["params"] if id(parameter) not in encoder_ids]
+        groups += [group | {"params": inside}, group | {"params": outside, "lr": rate}]
+    optimizer.param_groups[:] = groups
 
 
 def _live_teacher(stage: Stage) -> LiveTeacher | None:
