@@ -157,7 +157,7 @@ def test_what_heads_cost(program: Any) -> None:
     results = program("exit_head_cost").main(
         ["--model", "2x24", "--batch", "2x5", "--precision", "fp32", "--repeats", "1"]
     )
-    assert [row["head"] for row in results["results"]] == ["fastbert", "pooled", "linear"]
+    assert [row["head"] for row in results["results"]] == ["fastbert", "pooled", "linear", "mean"]
     assert all(row["layer_ms"] > 0 for row in results["results"])
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from alembert.models.bilstm import BilstmConfig, BilstmForSequenceClassification
-from alembert.models.exit_heads import build_exit_head
+from alembert.models.exit_heads import EXIT_HEADS, build_exit_head
 from alembert.models.layered import SUPPORTED_FAMILIES
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.export import write_module
@@ -34,7 +34,8 @@ def multi_exit(name: str) -> MultiExitModel:
     case = CASES[name]
     config = AutoConfig.for_model(case.family, **(BERT_SIZES | case.settings))
     stock = AutoModelForSequenceClassification.from_config(config)
-    head = "fastbert" if len(name) % 2 else "pooled"
+    # Every kind of head with some families.
+    head = EXIT_HEADS[list(CASES).index(name) % len(EXIT_HEADS)]
     return randomise(
         MultiExitModel.from_full_model(
             stock, exit_layers=EXITS, exit_head=head, exit_head_size=16, learned_exit=True
@@ -111,7 +112,7 @@ def test_every_exit_gives_the_torch_models_logits(name: str, tmp_path: Path) -> 
         np.testing.assert_allclose(answers[-1][0], expected.logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["bert", "mpnet", "deberta-v3", "modernbert", "distilbert"])
+@pytest.mark.parametrize("name", CASES)
 def test_int8_stays_close(name: str, tmp_path: Path) -> None:
     model = multi_exit(name)
     token_types = reads_token_types(model, TOKEN_INPUTS)
@@ -123,7 +124,7 @@ def test_int8_stays_close(name: str, tmp_path: Path) -> None:
         [answer[0] for answer in answers], [*expected.exit_logits, expected.logits], strict=True
     ):
         spread = float(reference.std())
-        assert 0 < np.abs(logits - reference.numpy()).max() < 0.5 * spread
+        assert 0 < np.abs(logits - reference.numpy()).mean() < 0.1 * spread
         assert np.corrcoef(logits.ravel(), reference.numpy().ravel())[0, 1] > 0.98
 
 

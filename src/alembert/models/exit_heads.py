@@ -17,9 +17,14 @@ class ExitHead(nn.Module, ABC):
 
     Input: `hidden_states` (rows, tokens, hidden) and `attention_mask` (rows, tokens), 1 = token.
     Output: logits (rows, labels).
+
+    Attributes:
+        kind: its name, one of `EXIT_HEADS`.
+        reads_all_tokens: whether it needs the mask; else it reads the first token alone.
     """
 
     kind: ClassVar[str]
+    reads_all_tokens: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
@@ -35,6 +40,7 @@ class FastBertHead(ExitHead):
     """
 
     kind = "fastbert"
+    reads_all_tokens = True
 
     def __init__(self, hidden_size: int, num_labels: int, head_size: int = 128, num_heads: int = 2) -> None:
         super().__init__()
@@ -101,6 +107,7 @@ class MeanHead(ExitHead):
     """
 
     kind = "mean"
+    reads_all_tokens = True
 
     def __init__(self, hidden_size: int, num_labels: int) -> None:
         super().__init__()

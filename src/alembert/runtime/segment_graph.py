@@ -83,8 +83,8 @@ class HeadModule(nn.Module):
         super().__init__()
         head = model.exit_heads[str(layer)]
         self.model, self.head = model, FoldedFastBertHead(head) if isinstance(head, FastBertHead) else head
-        # The other kinds read the first token alone, and a graph may have no input that nothing reads.
-        self.input_names = (HIDDEN_STATES, "attention_mask")[: 2 if isinstance(head, FastBertHead) else 1]
+        # A graph may have no input that nothing reads.
+        self.input_names = (HIDDEN_STATES, "attention_mask")[: 2 if head.reads_all_tokens else 1]
         self.output_names = (LOGITS, MISTAKE_LOGITS)[: 1 if model.learned_exit is None else 2]
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, ...]:
