@@ -301,6 +301,11 @@ def test_the_merged_graph_answers_only_what_it_was_made_for(
     classifier.predict(texts[:2], speed=0.5)
     classifier.predict(texts[0], speed=0.5, policy="margin")
     assert asked == [0.5]
+    # Texts of a list whose batches happen to hold one row.
+    apart = AdaptiveClassifier.from_pretrained(tmp_path / "merged", batch_tokens=1, regroup=False)
+    for speed in (0.0, 0.5):
+        apart.predict(texts[:2], speed=speed)
+    assert apart.backend._merged is None
     fewer = AdaptiveClassifier.from_pretrained(tmp_path / "merged", exits=[1], speed=0.5)
     fewer.warm_up([3])
     assert fewer.backend._merged is None

@@ -391,6 +391,38 @@ def test_one_projection_serves_both_stages_and_goes_on_from_plain_text(
     assert set(other.state_dict()) == {"linears.shared.weight", "linears.shared.bias"}
 
 
+CONDITIONS = [
+    (name, option, other, values)
+    for name, method in METHOD_CLASSES.items()
+    for option, (other, values) in getattr(method, "conditions", {}).items()
+]
+
+
+@pytest.mark.parametrize(("name", "option", "other", "values"), CONDITIONS)
+def test_options_without_a_part_are_said(
+    name: str, option: str, other: str, values: tuple[Any, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    examples = {"teacher_layers": (1, 2), "soft_loss": "logits_mse", "layer_loss": "mse"}
+    opposite = examples.get(other, False)
+    assert opposite not in values
+    for value in (*values, opposite):
+        options = {} if value is None else {other: value}
+        resolved, _ = resolve(METHOD_CLASSES[name], "default", options, {})
+        METHOD_CLASSES[name](resolved).warn_of_unused({option: None, **options}, {})
+        said = f"{option} has no part where {other}={value}" in caplog.text
+        assert said == (value == opposite)
+
+
+def test_options_of_a_stage_that_does_not_run_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    resolved, _ = resolve(METHOD_CLASSES["distilbert"], "default", {"masked_share": 0.2}, {})
+    METHOD_CLASSES["distilbert"](resolved).warn_of_unused({"masked_share": 0.2}, {})
+    assert "masked_share is of the stage general, which does not run" in caplog.text
+    caplog.clear()
+    resolved, _ = resolve(METHOD_CLASSES["distilbert"], "default", {"stages": ("general",)}, {})
+    METHOD_CLASSES["distilbert"](resolved).warn_of_unused({"masked_share": 0.2}, {})
+    assert not caplog.text
+
+
 def test_what_no_chosen_stage_reads_is_said(
     teacher: Path, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -108,8 +108,8 @@ class Opener:
         lengths = np.array(baseline.worker.ask("lengths", texts=self.timed))
         self.mean_tokens = float(lengths.mean())
         if settings.batch_tokens is None:
-            # As many texts in a batch as the others have, on average.
-            self.batch_tokens = max(int(lengths.max()), round(settings.batch_size * self.mean_tokens))
+            # As many texts in a batch as the others have, on average; a text beyond it has a batch of its own.
+            self.batch_tokens = max(1, round(settings.batch_size * self.mean_tokens))
         candidates = [baseline]
         if "transformers-bf16" in settings.peers:
             candidates.append(self._open(names[0], first, TRANSFORMERS, "bf16"))

@@ -118,7 +118,9 @@ class ProcessWorker:
         self._source = settings.source
         self._messages = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115
         # The number of threads must be known before the libraries are loaded.
-        environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads)}
+        threads = str(settings.threads)
+        # Of matrix products, and of tokenizers.
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
         self._process = Popen(
             [sys.executable, "-m", "alembert.benchmarks.worker", json.dumps(asdict(settings))],
             stdin=PIPE,

@@ -236,6 +236,12 @@ class BertEmd(StudentDistillation[BertEmdOptions]):
     name = "bert-emd"
     paper = "Li et al., BERT-EMD: Many-to-Many Layer Mapping for BERT Compression with EMD, EMNLP 2020"
     options_class = BertEmdOptions
+    conditions: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
+        "cost_attention_form": ("cost_attention", (True,)),
+        "cost_attention_temperature": ("cost_attention", (True,)),
+        "separate": ("cost_attention", (True,)),
+        "temperature": ("soft_loss", ("divergence", "cross_entropy")),
+    }
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 3, "learning_rate": 2e-4}),
         "paper": Preset(

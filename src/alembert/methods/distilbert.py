@@ -212,6 +212,7 @@ class DistilBert(StudentDistillation[DistilBertOptions]):
     stage_names = (GENERAL, TASK_PREDICTION)
     general_stages = (GENERAL,)
     general_head = "masked_lm"
+    options_of_stages: ClassVar[dict[str, tuple[str, ...]]] = {GENERAL: ("masked_share", "masked_only")}
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 3, "learning_rate": 2e-4}),
         "paper": Preset(

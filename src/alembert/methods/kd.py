@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from transformers import PreTrainedModel
@@ -38,6 +38,9 @@ class Kd(StudentDistillation[KdOptions]):
     name = "kd"
     paper = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
     options_class = KdOptions
+    conditions: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
+        "temperature": ("soft_loss", ("divergence", "cross_entropy")),
+    }
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 3, "learning_rate": 2e-4}),
         "paper": Preset(

@@ -167,6 +167,12 @@ class LrcBert(StudentDistillation[LrcBertOptions]):
     options_class = LrcBertOptions
     stage_names = (GENERAL, TASK_INTERMEDIATE, TASK_PREDICTION)
     general_stages = (GENERAL,)
+    conditions: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
+        "mapping": ("teacher_layers", (None,)),
+        "vectors": ("layer_loss", ("cos_nce",)),
+        "first_stage_share": ("two_stages", (True,)),
+        "perturbation_length": ("perturbation", (True,)),
+    }
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(
             settings={"epochs": 5, "learning_rate": 2e-4, "batch_size": 16}, general_settings={"epochs": 1}

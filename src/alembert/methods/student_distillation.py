@@ -61,10 +61,14 @@ class StudentDistillation(Method[StudentOptionsT]):
     Class attributes:
         general_head: the head of the student in the stage on plain text.
         stage_options: the options that take the place of training settings in a stage, by stage and setting.
+        options_of_stages: other options that one stage alone reads, by stage.
+        conditions: options that are read only under a condition: another option, and the values it then has.
     """
 
     general_head: ClassVar[Literal["encoder", "masked_lm"]] = "encoder"
     stage_options: ClassVar[dict[str, dict[str, str]]] = {}
+    options_of_stages: ClassVar[dict[str, tuple[str, ...]]] = {}
+    conditions: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {}
 
     @abstractmethod
     def objective(self, stage: str, student: PreTrainedModel, sources: Sources) -> Objective:
@@ -102,14 +106,21 @@ class StudentDistillation(Method[StudentOptionsT]):
         return chosen
 
     def warn_of_unused(self, options: dict[str, Any], settings: dict[str, Any]) -> None:
-        """Logs which of the options and settings that were given none of the chosen stages reads."""
+        """Logs which of the options and settings that were given nothing reads."""
         chosen = self.chosen_stages()
         for stage, names in self.stage_options.items():
             for setting, option in names.items():
                 if chosen == (stage,) and setting in settings:
                     logger.warning("%s has no part in the stage %s: set %s instead.", setting, stage, option)
+        for stage in self.stage_names:
+            of_stage = (*self.stage_options.get(stage, {}).values(), *self.options_of_stages.get(stage, ()))
+            for option in of_stage:
                 if stage not in chosen and option in options:
                     logger.warning("%s is of the stage %s, which does not run.", option, stage)
+        for option, (other, values) in self.conditions.items():
+            value = getattr(self.options, other)
+            if option in options and value not in values:
+                logger.warning("%s has no part where %s=%s.", option, other, value)
 
     def is_general(self) -> bool:
         """Whether the chosen stages read plain text, and the student has no classification head."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -152,6 +152,10 @@ class TinyBert(StudentDistillation[TinyBertOptions]):
             "learning_rate": "intermediate_learning_rate",
             "scheduler": "intermediate_scheduler",
         }
+    }
+    conditions: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
+        "mapping": ("teacher_layers", (None,)),
+        "temperature": ("soft_loss", ("divergence", "cross_entropy")),
     }
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 import numpy as np
 
 from alembert.common.errors import InputError
-from alembert.runtime.backend import OpenedClassifier, SteppedBackend
+from alembert.runtime.backend import OpenedClassifier, SingleTextBackend, SteppedBackend
 from alembert.runtime.batching import pad_rows, run_regrouped, token_budget_batches, windows
 from alembert.runtime.calibration_file import with_calibrated_defaults
 from alembert.runtime.exited import ExitedBatch, join
@@ -293,9 +293,9 @@ class AdaptiveClassifier:
         for length in tokens:
             size = min(length, self.max_length)
             row = {name: [self._encoder.fill[name]] * size for name in names}
-            for _, batch in (*self._batches([row]), *self._batches([row, row])):
+            for rows in ([row], [row, row]):
                 # The least speed at which exits are run: hardly any text leaves.
-                self.backend.run(batch, self._default_policy, float(np.finfo(np.float32).tiny))
+                self._run_window(rows, self._default_policy, float(np.finfo(np.float32).tiny))
 
     def _batches(self, encoded: Sequence[EncodedText]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         if len(encoded) == 1:
@@ -328,8 +328,10 @@ class AdaptiveClassifier:
         self, encoded: Sequence[EncodedText], policy: ExitPolicy, speed: float
     ) -> list[tuple[np.ndarray, ExitedBatch]]:
         batches, backend = self._batches(encoded), self.backend
+        if len(encoded) == 1 and isinstance(backend, SingleTextBackend):
+            return [(positions, backend.run_alone(batch, policy, speed)) for positions, batch in batches]
         # Where no row can leave there are no survivors to bring together.
-        if self.regroup and speed > 0 and len(encoded) > 1 and isinstance(backend, SteppedBackend):
+        if self.regroup and speed > 0 and isinstance(backend, SteppedBackend):
             return run_regrouped(backend, batches, policy, speed, self.batch_tokens)
         return [(positions, backend.run(batch, policy, speed)) for positions, batch in batches]
 

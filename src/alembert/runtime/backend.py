@@ -37,6 +37,15 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class SingleTextBackend(Protocol):
+    """A backend with a way of its own for a text that comes alone."""
+
+    def run_alone(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedBatch:
+        """As `Backend.run`, for a batch of one row."""
+        ...
+
+
+@runtime_checkable
 class SteppedBackend(Protocol):
     """A backend that can stop between exits, so that rows of several batches can go on as one batch.
 

@@ -100,15 +100,7 @@ class OnnxBackend:
         self._merged_policy = self._policy_of_merged_graph()
 
     def run(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedBatch:
-        """As `Backend.run`. A single text goes through the merged graph where that decides as the policy does."""
-        merged = (
-            self._open_merged() if len(batch["input_ids"]) == 1 and self._merged_policy == policy else None
-        )
-        if merged is not None:
-            speeds = {SPEED: np.array(speed, np.float32)}
-            answer = merged.run(batch | speeds, batch["attention_mask"])
-            probabilities, exit_layer, uncertainty = answer
-            return ExitedBatch(probabilities, exit_layer.reshape(1), uncertainty.reshape(1))
+        """As `Backend.run`."""
         rows: SegmentRows | None = self.start(batch, np.arange(len(batch["input_ids"])))
         answered = []
         while rows is not None:
@@ -116,6 +108,15 @@ class OnnxBackend:
             if left is not None:
                 answered.append(left)
         return join(answered)
+
+    def run_alone(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedBatch:
+        """As `SingleTextBackend.run_alone`: by the merged graph where that decides as the policy does."""
+        merged = self._open_merged() if self._merged_policy == policy else None
+        if merged is None:
+            return self.run(batch, policy, speed)
+        speeds = {SPEED: np.array(speed, np.float32)}
+        probabilities, exit_layer, uncertainty = merged.run(batch | speeds, batch["attention_mask"])
+        return ExitedBatch(probabilities, exit_layer.reshape(1), uncertainty.reshape(1))
 
     def _open_merged(self) -> _OpenGraph | None:
         """The graph for single texts, opened when the first one comes; None where its file is gone by then."""
@@ -380,5 +381,5 @@ def _import_runtime() -> Any:
         return import_module("onnxruntime")
     except ImportError as error:
         raise InputError(
-            "an exported model needs ONNX Runtime: pip install 'alembert[onnx]', or alembert-runtime alone"
+            "an exported model needs ONNX Runtime: pip install 'alembert[onnx]', or the light distribution"
         ) from error

@@ -81,6 +81,8 @@ class Preparation:
             written = {name: shape for name, shape in shapes.items() if shape is not None}
             done = self._resumable(list(written))
             if written:
+                if done is None:
+                    self._remove_leftovers()
                 self._announce(written, budget_bytes, reserved=done is not None)
             self._begin()
             if written:
@@ -149,11 +151,13 @@ class Preparation:
             return int(partial["rows"]) or None
         return None
 
+    def _remove_leftovers(self) -> None:
+        """Frees what a pass that cannot be resumed has left, before the room on the disk is looked at."""
+        (self.folder / _PARTIAL).unlink(missing_ok=True)
+        for leftover in self.folder.glob(".*.npy.partial"):
+            leftover.unlink()
+
     def _write(self, shapes: dict[str, Shape], batch_size: int, done: int, description: str) -> None:
-        if not done:
-            (self.folder / _PARTIAL).unlink(missing_ok=True)
-            for leftover in self.folder.glob(".*.npy.partial"):
-                leftover.unlink()
         arrays = {
             name: _reserved(self._partial(name), file_numbers(self.lengths, shape), self.identity.dtype)
             for name, shape in shapes.items()
