@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import concatenate_datasets
 
 import alembert
 from alembert.cli.app import run
@@ -119,6 +120,34 @@ def test_rows_that_make_no_difference_are_left_out(tinybert: tuple[Path, dict[st
     assert left_out.keys() == {"without-general", "without-augmentation"}
     assert "--augmented" in left_out["without-augmentation"]
     assert len(messages(results)) == 2
+
+
+def test_rows_without_a_general_stage_and_without_augmentation(
+    teacher: Path, task: alembert.Task, tmp_path: Path
+) -> None:
+    settings = TINY | {"batch_size": 16}
+    student = tmp_path / "general"
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(task.dataset("train")["text"]) + "\n", encoding="utf-8")
+    alembert.distill(
+        "tinybert", str(teacher), None, student, corpus=str(corpus),
+        options={"student": "2x16", "stages": ("general",)}, settings=settings,
+    )  # fmt: skip
+    train = task.dataset("train")
+    augmented = concatenate_datasets([train, train.select(range(20))])
+    results = ablate(
+        "tinybert", str(teacher), task, tmp_path / "table", rows=["without-general", "without-augmentation"],
+        student=str(student), options={"intermediate_epochs": 1}, settings=settings, augmented=augmented,
+    )  # fmt: skip
+    assert [row["state"] for row in results["rows"]] == ["complete"] * 3
+    full, without_general, without_augmentation = (
+        json.loads((Path(row["runs"][0]["run"]) / "alembert.json").read_text())["configuration"]
+        for row in results["rows"]
+    )
+    assert full["augmented"]["rows"] == without_general["augmented"]["rows"] == len(augmented)
+    assert "augmented" not in without_augmentation
+    assert full["options"]["initialise"] is without_augmentation["options"]["initialise"] is None
+    assert without_general["options"]["initialise"] == "random"
 
 
 def test_finished_runs_are_reused(
