@@ -3,7 +3,8 @@
     python benchmarks/deployment.py EXPORTED --data FOLDER --rows 1000000 --speed 0.5 --output deployment.json
 
 - Start: fresh processes import Alembert, open the folder and answer one text; their clocks start after the
-  interpreter has started. Resident memory is read after opening and after the first answer.
+  interpreter has started. Resident memory is read after opening and after the first answer; what a process has that
+  loads the same libraries and no model is measured beside it.
 - Streaming: `alembert predict` reads files of a tenth of `--rows` and of all rows, the data's texts over and over, and
   writes its answers; the peak memory of both runs is what shows whether it grows with the file.
 - Regrouping: the data's texts in a random order, answered with and without it, in turns.
@@ -47,8 +48,15 @@ answered, answered_mb = time.perf_counter(), resident()
 print(json.dumps({
     "import_s": imported - started, "open_s": opened - imported, "first_answer_s": answered - opened,
     "total_s": answered - started, "interpreter_mb": before, "opened_mb": opened_mb, "answered_mb": answered_mb,
-    "torch_is_loaded": "torch" in sys.modules,
+    "torch_is_loaded": "torch" in sys.modules, "modules": ",".join(sorted(sys.modules)),
 }))
+"""
+LIBRARIES = """
+import sys
+modules = sys.argv[1].split(",")
+for module in modules:
+    __import__(module)
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1000)
 """
 # Linux counts the starter's own peak as the new program's, so the peak is read inside the program.
 STREAM = """
@@ -110,8 +118,22 @@ def measure_start(exported: str, text: str, starts: int) -> dict[str, Any]:
         )
         for _ in range(starts)
     ]
-    medians = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
-    return medians | {"torch_is_loaded": any(run["torch_is_loaded"] for run in runs), "starts": starts}
+    modules = runs[0].pop("modules").removeprefix("__main__,")
+    numbers = [name for name in runs[0] if name != "torch_is_loaded"]
+    medians = {name: float(np.median([run[name] for run in runs])) for name in numbers}
+    libraries = [
+        float(
+            subprocess.run(
+                [sys.executable, "-c", LIBRARIES, modules], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for _ in range(starts)
+    ]
+    return medians | {
+        "libraries_mb": float(np.median(libraries)),
+        "torch_is_loaded": any(run["torch_is_loaded"] for run in runs),
+        "starts": starts,
+    }
 
 
 def measure_regrouping(
