@@ -5,7 +5,9 @@
 A model with random weights is exported twice: with exits, and as one graph without any. In place of a policy stands a
 script: the first rows never leave, the others leave at the first exit. So `hard` rows pass every layer and every head,
 beside rows that leave as early as can be. "all hard" pays for all heads and gains nothing: the most that exits can
-cost. The hard row is as long as the batch; `--mixed-lengths` draws the others' lengths. All take turns.
+cost. The hard row is as long as the batch; `--mixed-lengths` draws the others' lengths. Streams and lists run several
+batches side by side and put survivors together: the same for `GROUP` batches, against the full model on these. All take
+turns.
 """
 
 from __future__ import annotations
@@ -31,21 +33,26 @@ from random_models import (
 from alembert.benchmarks.timing import interleave, machine_description, ratio
 from alembert.cli.options import parse_layers, quiet_libraries
 from alembert.common.files import write_json
+from alembert.runtime.batching import run_regrouped
 from alembert.runtime.policies import ExitPolicy, PolicyHistory
+
+GROUP = 8
 
 
 @dataclass(frozen=True)
 class ScriptedPolicy(ExitPolicy):
-    """The first `hard` rows stay, the others leave."""
+    """At the first exit all leave but the first `hard` rows, and these leave nowhere."""
 
     hard: int = 0
 
     def uncertainty(
         self, probabilities: Any, history: PolicyHistory | None = None, learned_uncertainty: Any = None
     ) -> tuple[Any, PolicyHistory | None]:
-        """1 for hard rows, 0 for others; rows keep their order, so that the hard ones stay in front."""
-        values = (np.arange(len(probabilities)) < self.hard).astype(np.float32)
-        return (torch.from_numpy(values) if torch.is_tensor(probabilities) else values), None
+        """1 for hard rows, 0 for others; only hard ones have a history."""
+        rows = len(probabilities)
+        values = (np.arange(rows) < (self.hard if history is None else rows)).astype(np.float32)
+        seen = PolicyHistory(np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64))
+        return (torch.from_numpy(values) if torch.is_tensor(probabilities) else values), seen
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -89,6 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         left = adaptive.run(batch, scripted, 0.5).exit_layers
         assert (left == shape.layers).sum() == hard
         candidates[f"{hard} of {rows} hard"] = lambda p=scripted: adaptive.run(batch, p, 0.5)
+        if rows > 1:
+            group = [(np.arange(rows) + rows * number, batch) for number in range(GROUP)]
+            candidates[f"{hard} of {rows} hard, {GROUP} batches regrouped"] = lambda p=scripted, g=group: (
+                run_regrouped(adaptive, g, p, 0.5, rows * batch_shape.tokens)
+            )
     timings = interleave(candidates, repeats=given.repeats, warm_up=2)
     results: dict[str, Any] = {
         "machine": machine_description() | {"threads": given.threads},
@@ -103,12 +115,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     }
     for name, timing in timings.items():
         share = ratio(timing, timings["full model, one graph"])
+        batches = GROUP if "regrouped" in name else 1
         results["results"][name] = {
+            "batches": batches,
             "ms": 1000 * timing.median,
-            "share_of_full_model": share.median,
-            "share_quartiles": [share.lower, share.upper],
+            "share_of_full_model": share.median / batches,
+            "share_quartiles": [share.lower / batches, share.upper / batches],
         }
-        print(f"{name:24} {1000 * timing.median:9.2f} ms  {share.median:6.1%} of the full model")
+        print(
+            f"{name:42} {1000 * timing.median:9.2f} ms  {share.median / batches:6.1%} of the full model on the same"
+        )
     if given.output:
         write_json(given.output, results)
     return results

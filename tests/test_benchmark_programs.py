@@ -112,9 +112,10 @@ def test_a_hard_row(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
         ["--model", "3x24", "--batch", "4x9", "--exits", "1,2", "--precision", "fp32", "--repeats", "1",
          "--mixed-lengths"]
     )  # fmt: skip
-    assert list(results["results"]) == [
-        "full model, one graph", "full model, speed 0", "0 of 4 hard", "1 of 4 hard", "2 of 4 hard", "4 of 4 hard"
-    ]  # fmt: skip
+    hard = [f"{number} of 4 hard{how}" for number in (0, 1, 2, 4) for how in ("", ", 8 batches regrouped")]
+    assert list(results["results"]) == ["full model, one graph", "full model, speed 0", *hard]
+    for name, row in results["results"].items():
+        assert row["batches"] == (8 if "regrouped" in name else 1)
     assert results["results"]["full model, one graph"]["share_of_full_model"] == 1.0
 
 
