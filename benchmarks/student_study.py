@@ -96,9 +96,13 @@ def main(command_line: Sequence[str] | None = None) -> None:
         "metric": task.main_metric,
         "rows": {split: data.num_rows for split, data in task.splits.items()},
         "settings": {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in vars(arguments).items()
-            if key in ("epochs", "learning_rate", "batch_size", "max_length", "shape", "initialise")
+            key: getattr(arguments, key)
+            for key in ("epochs", "learning_rate", "batch_size", "max_length", "initialise")
+        }
+        | {
+            "teacher": Path(arguments.teacher).name,
+            "student": Path(arguments.student).name,
+            "student_without_general_stage": arguments.shape,
         },
         "machine": machine_description(),
     }

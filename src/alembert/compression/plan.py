@@ -64,7 +64,7 @@ RECIPES = (
     Recipe("student-exits", "pabee", "student", 0.7, 3, 4e-5, exits=True),
 )
 """In the order in which they are run; when time is short the last ones are left out first."""
-FINETUNING_EPOCHS, _FINETUNING_RATE = 4.0, 5e-5
+FINETUNING_EPOCHS, _FINETUNING_RATE, _HEAD_RATE = 4.0, 5e-5, 1e-3
 _NARROW = 512
 """Below this width models of the whole encoder take twice the learning rate."""
 _FINETUNING_SHARE = 0.4
@@ -180,7 +180,11 @@ def make_plan(
     factor = 2 if model.config.hidden_size < _NARROW else 1
     first = []
     if needs_finetuning:
-        rates = {"epochs": FINETUNING_EPOCHS, "learning_rate": factor * _FINETUNING_RATE}
+        rates = {
+            "epochs": FINETUNING_EPOCHS,
+            "learning_rate": factor * _FINETUNING_RATE,
+            "head_learning_rate": _HEAD_RATE,
+        }
         seconds = steps * FINETUNING_EPOCHS * pace.training_step
         first = [PlannedTraining(TEACHER, "finetune", None, None, {}, settings | rates, seconds)]
         if budget is not None:
