@@ -11,7 +11,8 @@ from torch.nn import functional
 
 import alembert
 from alembert.data import Task
-from alembert.methods.pabee import PabeeObjective, PabeeOptions
+from alembert.methods.base import resolve
+from alembert.methods.pabee import Pabee, PabeeObjective, PabeeOptions
 from alembert.models.features import Features
 from alembert.models.loading import load_classifier
 from alembert.models.multi_exit import MultiExitOutput
@@ -53,6 +54,32 @@ def test_self_distillation_moves_the_exits_alone() -> None:
     (terms["self_distillation_1"] + terms["self_distillation_3"]).backward()
     assert logits.grad is None
     assert exit_logits.grad is not None and exit_logits.grad.abs().sum() > 0
+
+
+def test_new_exits_learn_alone_first(teacher: Path, task: Task, tmp_path: Path) -> None:
+    start = load_classifier(str(teacher)).state_dict()
+    settings = {
+        "epochs": 1, "batch_size": 16, "learning_rate": 1e-12, "head_learning_rate": 1e-2, "max_length": 32,
+    }  # fmt: skip
+    logs = {}
+    for exit_epochs in (0, 4):
+        output = tmp_path / str(exit_epochs)
+        options = {"exit_epochs": exit_epochs}
+        alembert.distill("pabee", str(teacher), task, output, options=options, settings=settings)
+        logs[exit_epochs] = json.loads((output / "trainer_state.json").read_text())
+        backbone = load_classifier(str(output)).full_model.base_model.state_dict()
+        for name, weight in backbone.items():
+            torch.testing.assert_close(weight, start[f"bert.{name}"])
+    assert list(logs[0]) == ["self-distillation"] and list(logs[4]) == ["exits", "self-distillation"]
+    assert logs[4]["exits"]["global_step"] == 4 * logs[4]["self-distillation"]["global_step"]
+    first = [log["self-distillation"]["log_history"][0]["terms/exit_3"] for log in (logs[0], logs[4])]
+    assert first[1] < first[0]
+
+
+def test_the_paper_trains_them_together_at_once() -> None:
+    options, settings = resolve(Pabee, "paper", {}, {})
+    assert isinstance(options, PabeeOptions) and options.exit_epochs == 0
+    assert settings.epochs == 5 and settings.head_learning_rate is None
 
 
 @pytest.mark.parametrize("options", [{}, {"learned_exit": True, "exit_head": "pooled"}])

@@ -59,9 +59,9 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("exits", "pabee", TEACHER, 1.2, 4, 4e-5, exits=True),
+    Recipe("exits", "pabee", TEACHER, 1.3, 4, 4e-5, options={"exit_epochs": 1.0}, exits=True),
     Recipe("student", "lrc-bert", TEACHER, 1.5, 6, 1e-4, depth=0.5, options={"initialise": "layers"}),
-    Recipe("student-exits", "pabee", "student", 0.7, 3, 4e-5, exits=True),
+    Recipe("student-exits", "pabee", "student", 0.8, 3, 4e-5, options={"exit_epochs": 1.0}, exits=True),
 )
 """In the order in which they are run; when time is short the last ones are left out first."""
 FINETUNING_EPOCHS, _FINETUNING_RATE, _HEAD_RATE = 4.0, 5e-5, 1e-3
@@ -226,4 +226,8 @@ def reserve(task: Task, pace: Pace, models: int) -> float:
 def _cut(training: PlannedTraining, share: float) -> PlannedTraining:
     seconds = training.seconds * share
     changed = {"epochs": round(training.settings["epochs"] * share, 2), "max_minutes": _LIMIT * seconds / 60}
-    return replace(training, settings=training.settings | changed, seconds=seconds)
+    options = {
+        name: round(value * share, 2) if name == "exit_epochs" else value
+        for name, value in training.options.items()
+    }
+    return replace(training, options=options, settings=training.settings | changed, seconds=seconds)

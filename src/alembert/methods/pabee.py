@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from alembert.data.task import Task
 from alembert.losses.prediction import distillation_divergence, task_loss
-from alembert.methods.base import Preset
-from alembert.methods.self_distillation import ExitOptions, SelfDistillation, mistake_loss
+from alembert.methods.base import Preset, Sources
+from alembert.methods.self_distillation import EXITS, ExitOptions, SelfDistillation, mistake_loss
 from alembert.models.features import Features
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
 from alembert.training.objective import Objective
+from alembert.training.settings import TrainingSettings
+from alembert.training.stage import Stage
 
 
 class PabeeOptions(ExitOptions):
@@ -26,12 +30,15 @@ class PabeeOptions(ExitOptions):
         kl: direction of the self-distillation's divergence.
         self_distillation: weight of each exit's divergence from the full model's answer, beside the labels; 0 = none,
             as printed.
+        exit_epochs: epochs in which the new exits learn alone, at `head_learning_rate`, before the backbone learns with
+            them: what random heads say would spoil it (Kumar et al., ICLR 2022); 0 as printed.
     """
 
     exit_head: Literal["fastbert", "pooled", "linear", "mean"] = "linear"
     kl: Literal["student||teacher", "teacher||student", "symmetric"] = "teacher||student"
     exit_weights: Literal["depth", "uniform"] = "depth"
     self_distillation: float = Field(1.0, ge=0)
+    exit_epochs: float = Field(2.0, ge=0)
 
 
 class PabeeObjective(Objective):
@@ -85,10 +92,24 @@ class Pabee(SelfDistillation[PabeeOptions]):
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 3, "learning_rate": 5e-5, "head_learning_rate": 1e-3}),
         "paper": Preset(
-            options={"placement": "all", "self_distillation": 0.0},
+            options={"placement": "all", "self_distillation": 0.0, "exit_epochs": 0.0},
             settings={"epochs": 5, "learning_rate": 2e-5, "batch_size": 32},
         ),
     }
 
     def objective(self, model: MultiExitModel, task: Task) -> PabeeObjective:
         return PabeeObjective(model.exit_layers, model.num_layers, task.problem_type, self.options)
+
+    def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
+        together = super().stages(model, sources, settings)
+        if not self.options.exit_epochs:
+            return together
+        alone = {
+            "epochs": self.options.exit_epochs,
+            "evaluate_every_epoch": False,
+            "early_stopping_patience": None,
+        }
+        exits = replace(
+            together[0], name="exits", settings=settings.model_copy(update=alone), trainable=EXITS
+        )
+        return [exits, *together]

@@ -21,6 +21,9 @@ from alembert.training.objective import Objective
 from alembert.training.settings import TrainingSettings
 from alembert.training.stage import Stage
 
+EXITS = ("exit_heads.", "learned_exit.")
+"""Prefixes of the names of all that belongs to the exits."""
+
 
 class PlacementOptions(MethodOptions):
     """Options of every method that trains exits.
@@ -115,7 +118,7 @@ class SelfDistillation(Method[PlacementOptionsT]):
         trainable: prefixes of the names of the parameters that move; None = all.
     """
 
-    trainable: ClassVar[tuple[str, ...] | None] = ("exit_heads.", "learned_exit.")
+    trainable: ClassVar[tuple[str, ...] | None] = EXITS
 
     @abstractmethod
     def objective(self, model: MultiExitModel, task: Task) -> Objective:
