@@ -3,7 +3,8 @@
 With a frozen backbone the exits' losses have no weight in common, so any number of exit sets ("banks") can be
 trained side by side on the same batches, each as if alone: same data order, same initial heads, no gradient clipping,
 which would couple them. A bank has an exit after every layer; the placements (every second layer, the last half,
-all) are read off afterwards, because an exit's training does not depend on which others exist.
+all) are read off afterwards, because an exit's training does not depend on which others exist. The banks differ in
+what they learn from (`--compare methods`), or in the kind of their heads (`--compare heads`).
 
     python benchmarks/exit_study.py --teacher runs/teacher --data reviews/ --output study.json --seed 1
 """
@@ -11,7 +12,8 @@ all) are read off afterwards, because an exit's training does not depend on whic
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from alembert.data import compute_metrics, load_task
 from alembert.methods.fastbert import FastBertObjective
 from alembert.methods.ms_bert import MsBertObjective, MsBertOptions
 from alembert.methods.self_distillation import ExitOptions, SelfDistillationObjective
+from alembert.models.exit_heads import EXIT_HEADS
 from alembert.models.loading import classifier_facts, load_classifier, load_tokenizer
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
 from alembert.models.placement import exit_layers
@@ -40,7 +43,7 @@ from alembert.training.settings import TrainingSettings
 from alembert.training.stage import Stage
 from alembert.training.trainer import DistillationTrainer
 
-BANKS: dict[str, ExitOptions] = {
+METHODS: dict[str, ExitOptions] = {
     "fastbert": ExitOptions(placement="all"),
     "fastbert, KL(teacher||student)": ExitOptions(placement="all", kl="teacher||student"),
     "ms-bert, histogram, paper": MsBertOptions(placement="all", emd="histogram", weighting="paper"),
@@ -55,6 +58,10 @@ BANKS: dict[str, ExitOptions] = {
     "ms-bert, class_aware, inverse, KL(teacher||student)": MsBertOptions(
         placement="all", emd="class_aware", weighting="inverse", kl="teacher||student"
     ),
+}
+HEADS = {
+    kind: ExitOptions(placement="all", exit_head=kind, kl="teacher||student")  # type: ignore[arg-type]
+    for kind in EXIT_HEADS
 }
 SPEED_UPS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 FINE_SPEEDS = [round(0.01 * step, 2) for step in range(101)]
@@ -100,7 +107,9 @@ class BanksObjective(Objective):
 
     def forward(self, student: Any, teacher: Any | None, labels: Tensor | None) -> dict[str, Tensor]:
         return {
-            name: torch.stack(list(objective(student[name], None, None).values())).sum()
+            name: torch.stack(
+                list(objective(replace(student, output=student.output[name]), None, None).values())
+            ).sum()
             for name, objective in zip(self.names, self.objectives, strict=True)
         }
 
@@ -117,8 +126,9 @@ class Placed:
         return ExitAnswers((*self.layers, num_layers), logits[:, chosen], None, lengths)
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def main(command_line: Sequence[str] | None = None) -> None:
+    """Trains and measures the banks and writes the results."""
+    arguments = parse_arguments(command_line)
     quiet_libraries()
     facts = classifier_facts(arguments.teacher)
     task = load_task(
@@ -135,10 +145,13 @@ def main() -> None:
     backbone = MultiExitModel.from_teacher(teacher)
     num_layers = backbone.num_layers
     everywhere = exit_layers(num_layers, "all")
-    for name, options in BANKS.items():
+    compared = HEADS if arguments.compare == "heads" else METHODS
+    for name, options in compared.items():
         set_seed(arguments.seed)
         banks[name] = MultiExitModel.from_teacher(
-            teacher, exit_layers=everywhere, exit_head=arguments.exit_head
+            teacher,
+            exit_layers=everywhere,
+            exit_head=options.exit_head if arguments.compare == "heads" else arguments.exit_head,
         )
         if isinstance(options, MsBertOptions):
             objectives[name] = MsBertObjective(everywhere, facts.problem_type, options)
@@ -174,11 +187,11 @@ def main() -> None:
         "arguments": {key: str(value) for key, value in vars(arguments).items()},
         "task": task.describe() | {"evaluated_split": arguments.split},
         "num_layers": num_layers,
-        "banks": {name: options.model_dump(mode="json") for name, options in BANKS.items()},
+        "banks": {name: options.model_dump(mode="json") for name, options in compared.items()},
         "terms": [entry for entry in trainer.state.log_history if "loss" in entry][-1],
         "results": analyse(logits, labels, lengths, task, banks, num_layers),
     }
-    if task.num_labels > 20:
+    if task.num_labels > 20 and arguments.compare == "methods":
         study["top_k"] = analyse_top_k(logits, labels, lengths, task, banks, num_layers)
     write_json(arguments.output, study)
     if arguments.models is not None:
@@ -318,11 +331,12 @@ def at_speedup(curve: list[dict[str, Any]], wanted: float) -> float | None:
     return float(np.interp(wanted, speedups[order], metrics[order]))
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", required=True, help="JSON file of results")
+    parser.add_argument("--compare", choices=("methods", "heads"), default="methods")
     parser.add_argument("--split", default="test")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -334,7 +348,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/study-checkpoints"))
     parser.add_argument("--models", type=Path, help="folder to save every bank in, as a model with all exits")
-    return parser.parse_args()
+    return parser.parse_args(command_line)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 import alembert
 from alembert.benchmarks.evaluation import task_texts
 from alembert.common.errors import InputError
+from alembert.models.loading import load_classifier
 from alembert.runtime.export import export_classifier
 
 PROGRAMS = Path(__file__).parents[1] / "benchmarks"
@@ -197,6 +198,30 @@ def test_random_models_and_batches(program: Any) -> None:
     encoded = tokenizer(module.random_texts(3, 9))["input_ids"]
     assert [len(ids) for ids in encoded] == [9, 9, 9]
     assert 1 not in {token for ids in encoded for token in ids}
+
+
+@pytest.mark.parametrize(("compared", "banks"), [("methods", 10), ("heads", 4)])
+def test_a_study_of_exits(
+    program: Any, teacher: Path, task_folder: Path, tmp_path: Path, compared: str, banks: int
+) -> None:
+    study = tmp_path / "exits.json"
+    program("exit_study").main(
+        ["--teacher", str(teacher), "--data", str(task_folder), "--output", str(study), "--compare", compared,
+         "--epochs", "4", "--learning-rate", "3e-2", "--max-length", "32",
+         "--checkpoints", str(tmp_path / "checkpoints"), "--models", str(tmp_path / "models")]
+    )  # fmt: skip
+    results = json.loads(study.read_text())
+    assert len(results["banks"]) == banks
+    assert len(results["results"]) == 3 * banks
+    full = json.loads((teacher / "metrics.json").read_text())["test"]["accuracy"]
+    for row in results["results"]:
+        assert row["exit_scores"]["4"] == pytest.approx(full)
+    best = max(row["exit_scores"]["3"] for row in results["results"] if row["placement"] == "all")
+    # Three classes of equal size.
+    assert best > 0.4
+    saved = load_classifier(str(tmp_path / "models" / ("mean" if compared == "heads" else "fastbert")))
+    assert saved.exit_layers == (1, 2, 3)
+    assert saved.config.exit_head == ("mean" if compared == "heads" else "fastbert")
 
 
 def test_a_study_of_students_and_its_tables(

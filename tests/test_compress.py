@@ -83,7 +83,7 @@ def test_a_plan_without_a_budget_is_that_of_the_recipes(task: Task, teacher: Pat
         assert training.seconds == pytest.approx(steps * recipe.epochs * recipe.cost * 2.0)
         assert "max_minutes" not in training.settings
     assert trainings[2].student == "2x32"
-    assert trainings[1].options == trainings[3].options == {"k": 1}
+    assert trainings[1].options == trainings[3].options == {"k": 1, "exit_epochs": 1.0}
 
 
 def test_a_plan_fits_its_budget(task: Task, teacher: Path) -> None:
@@ -103,6 +103,9 @@ def test_a_plan_fits_its_budget(task: Task, teacher: Path) -> None:
         for training, recipe in zip(trainings, RECIPES, strict=False):
             assert 0.33 * recipe.epochs <= training.settings["epochs"] <= recipe.epochs
             assert training.settings["max_minutes"] * 60 > training.seconds
+            if "exit_epochs" in recipe.options:
+                share_of_epochs = training.settings["epochs"] / recipe.epochs
+                assert training.options["exit_epochs"] == pytest.approx(share_of_epochs, abs=0.02)
 
     fits()
     assert len(plan(task, teacher, 10 * total)) == len(RECIPES)
