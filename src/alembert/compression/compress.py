@@ -29,8 +29,17 @@ from alembert.compression.candidates import (
 from alembert.compression.card import compression_card
 from alembert.compression.choice import describe_candidate, verdict
 from alembert.compression.durations import format_duration
-from alembert.compression.plan import RECIPES, TEACHER, PlannedTraining, make_plan, measure_pace, reserve
+from alembert.compression.plan import (
+    RECIPES,
+    TEACHER,
+    PlannedTraining,
+    announce_plan,
+    make_plan,
+    measure_pace,
+    reserve,
+)
 from alembert.compression.work_clock import WorkClock
+from alembert.compression.work_state import STATE, open_state
 from alembert.data.task import Task
 from alembert.methods.distillation import distill
 from alembert.models.loading import (
@@ -47,7 +56,7 @@ from alembert.training.finetuning import finetune
 from alembert.training.settings import TrainingSettings
 
 Progress = Callable[[str, int, int], None]
-STATE, CLOCK, SUMMARY = "compress.json", "clock.json", "summary.json"
+CLOCK, SUMMARY = "clock.json", "summary.json"
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 _DEFAULT_MAX_LENGTH = 128
 _SUFFIX = "-int8"
@@ -154,29 +163,7 @@ class _Work:
             "max_length": self.max_length,
             "seed": self.seed,
         }
-        path = self.folder / STATE
-        if path.exists():
-            state: dict[str, Any] = read_json(path)
-            differing = [
-                key for key, value in configuration.items() if state["configuration"].get(key) != value
-            ]
-            if not differing:
-                return state
-            if not overwrite:
-                raise InputError(
-                    f"{self.folder} holds another work: {', '.join(differing)} differ. Give another --output, or "
-                    "--overwrite to begin anew"
-                )
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise InputError(
-                f"{self.folder} is not empty and holds no work of this command: give another --output"
-            )
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
-        state = {"configuration": configuration, "plan": None, "trainings": {}}
-        write_json(path, state)
-        return state
+        return open_state(self.folder, configuration, overwrite)
 
     def run(self, clock: WorkClock) -> dict[str, Any]:
         if self.state.get("finished"):
@@ -228,22 +215,8 @@ class _Work:
             }
             self._save()
         plan = [PlannedTraining(**training) for training in self.state["plan"]]
-        self._announce(plan)
+        announce_plan(plan, self.state["seconds_after_training"], self.budget)
         return plan
-
-    def _announce(self, plan: list[PlannedTraining]) -> None:
-        after = self.state["seconds_after_training"]
-        seconds = sum(training.seconds for training in plan) + after
-        for training in plan:
-            what = training.method if training.student is None else f"{training.method}, {training.student}"
-            logger.info(
-                "%s (%s): %s epochs, about %s",
-                training.name, what, training.settings["epochs"], format_duration(training.seconds),
-            )  # fmt: skip
-        allowed = "" if self.budget is None else f" of {format_duration(self.budget)}"
-        logger.info("All of it takes about %s%s.", format_duration(seconds), allowed)
-        if self.budget is not None and seconds > 1.02 * self.budget:
-            logger.warning("Even the shortest plan may take longer than %s.", format_duration(self.budget))
 
     def _train(self, training: PlannedTraining, clock: WorkClock) -> None:
         record = self.state["trainings"].get(training.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alembert.benchmarks.evaluation import task_texts
+from alembert.compression.durations import format_duration
 from alembert.data.task import Task
 from alembert.models.layered import LayeredEncoder
 from alembert.training.settings import TrainingSettings
 
+logger = logging.getLogger("alembert")
 TEACHER = "teacher"
 BATCH_SIZE = 32
 _PROBES = 5
@@ -221,6 +224,21 @@ def reserve(task: Task, pace: Pace, models: int) -> float:
     rows = sum(int(task.dataset(split).num_rows) for split in ("dev", "test") if split in task.splits)
     reads = rows * _EVALUATION_SPLIT_READS + _TIMED_TEXTS
     return reads * pace.evaluated_row + _SECONDS_TO_START + _SECONDS_TO_EXPORT * (models + 1)
+
+
+def announce_plan(plan: Sequence[PlannedTraining], seconds_after: float, budget: float | None) -> None:
+    """Logs what will be trained and how long all of it takes, with `seconds_after` for what follows the trainings."""
+    seconds = sum(training.seconds for training in plan) + seconds_after
+    for training in plan:
+        what = training.method if training.student is None else f"{training.method}, {training.student}"
+        logger.info(
+            "%s (%s): %s epochs, about %s",
+            training.name, what, training.settings["epochs"], format_duration(training.seconds),
+        )  # fmt: skip
+    allowed = "" if budget is None else f" of {format_duration(budget)}"
+    logger.info("All of it takes about %s%s.", format_duration(seconds), allowed)
+    if budget is not None and seconds > 1.02 * budget:
+        logger.warning("Even the shortest plan may take longer than %s.", format_duration(budget))
 
 
 def _cut(training: PlannedTraining, share: float) -> PlannedTraining:
