@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PIP_TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo test lint types docs format clean
+.PHONY: demo test light lint types docs format clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/alembert demo --output runs/demo
@@ -15,6 +15,11 @@ demo: $(VENV)/.installed-demo
 test: lint types docs
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest --numprocesses logical
+
+light: $(VENV)/.installed-dev
+	test -d runs/demo/model || $(MAKE) demo
+	$(BIN)/alembert export runs/demo/model --output runs/demo-light --overwrite
+	scripts/check_light_install.sh runs/demo-light $(BIN)/python
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

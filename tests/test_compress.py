@@ -21,7 +21,7 @@ from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, RiskBudget
 from alembert.cli.app import app
 from alembert.common.files import read_json, write_json
 from alembert.compression import compress as module
-from alembert.compression.candidates import certification_mode, dominated, split_confidence
+from alembert.compression.candidates import dominated, enough_rows, split_confidence
 from alembert.compression.compress import compress
 from alembert.compression.durations import format_duration, parse_duration
 from alembert.compression.plan import RECIPES, Pace, make_plan, measure_pace, reserve
@@ -83,7 +83,7 @@ def test_a_plan_without_a_budget_is_that_of_the_recipes(task: Task, teacher: Pat
         assert training.seconds == pytest.approx(steps * recipe.epochs * recipe.cost * 2.0)
         assert "max_minutes" not in training.settings
     assert trainings[2].student == "2x32"
-    assert trainings[1].options == trainings[3].options == {"k": 1, "exit_epochs": 1.0}
+    assert trainings[1].options == trainings[3].options == {"k": 1, "exit_head": "mean", "exit_epochs": 1.0}
 
 
 def test_a_plan_fits_its_budget(task: Task, teacher: Path) -> None:
@@ -142,8 +142,8 @@ def test_several_models_share_the_confidence() -> None:
 
 def test_too_few_rows_guarantee_nothing(task: Task, many: Task) -> None:
     budget = RiskBudget(most=0.05, confidence=0.95)
-    assert certification_mode(task, budget) == EMPIRICAL
-    assert certification_mode(many, budget) == CERTIFIED
+    assert not enough_rows(task, budget)
+    assert enough_rows(many, budget)
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +183,8 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
     state = read_json(output / "compress.json")
     assert {name: record["status"] for name, record in state["trainings"].items()} == {"exits": "done"}
 
-    with pytest.raises(InputError, match="max_drop differ"):
-        compress(str(teacher), many, output, max_drop=0.2)
+    with pytest.raises(InputError, match="seed differ"):
+        compress(str(teacher), many, output, max_drop=0.3, seed=1)
     monkeypatch.setattr(module, "distill", real)
     summary = compress(str(teacher), many, output, max_drop=0.3)
     assert summary == read_json(output / "summary.json")
@@ -221,6 +221,19 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
     before = (output / "summary.json").stat().st_mtime_ns
     assert compress(str(teacher), many, output, max_drop=0.3) == summary
     assert (output / "summary.json").stat().st_mtime_ns == before
+
+    def no_training(*_: Any, **__: Any) -> Any:
+        raise AssertionError("another aim needs no other models")
+
+    monkeypatch.setattr(module, "distill", no_training)
+    strict = compress(str(teacher), many, output, max_drop=0.1)
+    assert strict["max_drop"] == 0.1 and strict["mode"] == CERTIFIED and strict["plan"] == summary["plan"]
+    for row in strict["candidates"]:
+        assert row["kept"] == (row["rows_needed"] is None) or row["risk"] >= 0.1
+    seen = compress(str(teacher), many, output, max_drop=0.02, mode=EMPIRICAL)
+    assert seen["mode"] == EMPIRICAL and "guarantees nothing" in seen["verdict"]
+    for row in seen["candidates"]:
+        assert row["kept"] == (row["risk"] <= 0.02) and row["rows_needed"] is None
 
 
 def test_the_command_says_when_nothing_is_good_enough(

@@ -16,7 +16,12 @@ from alembert.data import (
     expected_calibration_error,
     majority_score,
 )
-from alembert.data.metrics import _scores_of_counts, check_metrics
+from alembert.data.metrics import (
+    _scores_of_counts,
+    bootstrap_difference_interval,
+    check_metrics,
+    predictions_of,
+)
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -169,3 +174,37 @@ def test_majority_scores() -> None:
         make_task(MULTI, "subset_accuracy", names[:2], train=vectors, dev=vectors[:2])
     ) == pytest.approx(1 / 2)
     assert majority_score(make_task(REGRESSION, "pearson", (), train=[1.0, 2.0], dev=[1.0, 3.0])) == 0.0
+
+
+def test_an_interval_of_a_difference_is_about_pairs() -> None:
+    # 1,000 rows: 700 right by both, 150 wrong by both, 100 gained, 50 lost.
+    labels = np.ones(1000, int)
+    found = np.eye(2)[np.repeat([1, 0, 1, 0], [700, 150, 100, 50])]
+    before = np.eye(2)[np.repeat([1, 0, 0, 1], [700, 150, 100, 50])]
+    low, high = bootstrap_difference_interval(SINGLE, "accuracy", found, before, labels, resamples=20_000)
+    half = 1.96 * ((0.15 - 0.05**2) / 1000) ** 0.5  # of the mean of differences that are 1, -1 or 0
+    assert (low, high) == pytest.approx((0.05 - half, 0.05 + half), abs=0.002)
+    assert bootstrap_difference_interval(SINGLE, "accuracy", found, found, labels) == (0.0, 0.0)
+    low, high = bootstrap_difference_interval(SINGLE, "f1_micro", found, before, labels)
+    assert (low, high) == pytest.approx((0.05 - half, 0.05 + half), abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("problem", "metric"), [(MULTI, "f1_macro"), (MULTI, "subset_accuracy"), (REGRESSION, "pearson")]
+)
+def test_intervals_of_differences_hold_them(problem: str, metric: str) -> None:
+    random = np.random.default_rng(3)
+    shape = (200, 1) if problem == REGRESSION else (200, 3)
+    truth = random.normal(size=shape)
+    labels = truth[:, 0] if problem == REGRESSION else (truth > 0).astype(float)
+    near, far = truth + 0.2 * random.normal(size=shape), truth + 2.0 * random.normal(size=shape)
+    scores = [compute_metrics(problem, [metric], logits, labels)[metric] for logits in (near, far)]
+    low, high = bootstrap_difference_interval(problem, metric, near, far, labels, resamples=300)
+    assert 0 < low < scores[0] - scores[1] < high < 1
+
+
+def test_predictions_of_logits() -> None:
+    logits = np.array([[0.2, -1.0, 0.3], [2.0, 1.0, -3.0]])
+    assert predictions_of(SINGLE, logits).tolist() == [2, 0]
+    assert predictions_of(MULTI, logits).tolist() == [[1, 0, 1], [1, 1, 0]]
+    assert predictions_of(REGRESSION, logits[:, :1]).tolist() == [0.2, 2.0]

@@ -16,6 +16,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoTokenizer
 
+import alembert
+from alembert import AdaptiveClassifier
 from alembert.benchmarks.flops import CostModel
 from alembert.benchmarks.pruning import PartTimes, prune_exits, segment_macs
 from alembert.cli.app import run
@@ -415,6 +417,21 @@ class TestGraphs:
         assert [node.op_type for node in graph.node] == ["Neg"] and not graph.initializer
 
 
+def test_weights_that_no_onnx_file_holds_are_refused(
+    fast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_classifier(str(fast)).full_model
+    layers = [sum(weights.numel() for weights in layer.parameters()) for layer in model.bert.encoder.layer]
+    first = 4 * (sum(weights.numel() for weights in model.parameters()) - sum(layers[1:]))
+    monkeypatch.setattr("alembert.runtime.export.LARGEST_GRAPH", first)
+    with pytest.raises(InputError, match=r"single texts would have .* --merge-exits"):
+        export_classifier(fast, tmp_path / "out", precision="fp32", merge_exits="all")
+    monkeypatch.setattr("alembert.runtime.export.LARGEST_GRAPH", first - 1)
+    with pytest.raises(InputError, match=r"segment 1 has .* more exits"):
+        export_classifier(fast, tmp_path / "out", precision="int8")
+    assert not list(tmp_path.iterdir())
+
+
 class TestCommand:
     def test_export_prunes_merges_and_says_what_it_wrote(
         self, fast: Path, task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -436,3 +453,65 @@ class TestCommand:
         assert "segment-3.onnx" in shown and Manifest.read(output).exit_layers == (1, 3)
         assert not (output / "merged.onnx").exists()
         assert run([*arguments, "--overwrite", "--runtime", "tflite"]) == 2
+
+    def test_export_tells_what_it_costs(
+        self,
+        fast: Path,
+        task: alembert.Task,
+        task_folder: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        data = ["--data", str(task_folder), "--split", "train", "--max-rows", "40", "--json"]
+        facts = {}
+        for precision in ("fp32", "int8"):
+            output = tmp_path / precision
+            arguments = [
+                "export",
+                str(fast),
+                "--output",
+                str(output),
+                "--exits",
+                "1,3",
+                "--precision",
+                precision,
+            ]
+            assert run([*arguments, *data]) == 0
+            facts[precision] = json.loads(capsys.readouterr().out)["quality"]
+            assert json.loads((output / "quality.json").read_text()) == facts[precision]
+            assert (facts[precision]["rows"], facts[precision]["split"]) == (40, "train")
+        rows = task.dataset("train").shuffle(seed=0).select(range(40))
+        truth = np.array(rows["labels"])
+        opened = {
+            name: AdaptiveClassifier.from_pretrained(source, speed=0.0)
+            for name, source in (("run", fast), ("fp32", tmp_path / "fp32"), ("int8", tmp_path / "int8"))
+        }
+        answers = {name: one.predict_proba(rows["text"]).argmax(1) for name, one in opened.items()}
+        for precision, quality in facts.items():
+            assert [row["exit"] for row in quality["exits"]] == [1, 3, 4]
+            full = quality["exits"][-1]
+            assert full["run"] == (answers["run"] == truth).mean()
+            assert full["exported"] == (answers[precision] == truth).mean()
+            assert full["same_answer"] == (answers[precision] == answers["run"]).mean()
+            for row in quality["exits"]:
+                low, high = row["interval"]
+                assert row["difference"] == row["exported"] - row["run"]
+                assert low <= row["difference"] <= high
+                if precision == "fp32":
+                    assert (row["difference"], low, high, row["same_answer"]) == (0.0, 0.0, 0.0, 1.0)
+
+    def test_wrong_labelled_texts_are_refused_before_anything_is_written(
+        self, fast: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "other.tsv").write_text("label\ttext\nunheard\tof such a label\n")
+        arguments = [
+            "export",
+            str(fast),
+            "--output",
+            str(tmp_path / "out"),
+            "--data",
+            str(tmp_path / "other.tsv"),
+        ]
+        assert run(arguments) == 2
+        assert "unheard" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

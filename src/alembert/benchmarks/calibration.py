@@ -46,11 +46,13 @@ class NothingCertifiedError(InputError):
 
     Attributes:
         risk: what was seen at speed 0.
+        rows_needed: rows that would probably certify speed 0, going by what was seen; None where no number would, and
+            in "empirical" mode.
     """
 
-    def __init__(self, message: str, risk: float) -> None:
+    def __init__(self, message: str, risk: float, rows_needed: int | None = None) -> None:
         super().__init__(message)
-        self.risk = risk
+        self.risk, self.rows_needed = risk, rows_needed
 
 
 def calibrate(
@@ -138,11 +140,14 @@ def calibrate(
             if reference is not None
             else ", or take the risk accuracy-drop, which compares with the full model"
         )
+        needed = test.rows_needed(0.0) if budget.mode == CERTIFIED else None
+        more = "" if needed is None else f", give more rows (about {needed:,})"
         raise NothingCertifiedError(
             f"{data_name}, {split}: the full model itself cannot be shown to keep to {budget.most:g}: its "
             f"{'worst ' if budget.per_class else ''}{budget.risk} is {test.risk(0.0):.4f} here. "
-            f"Allow more (--max-drop){own}",
+            f"Allow more (--max-drop){more}{own}",
             test.risk(0.0),
+            needed,
         )
     speed = order[passed - 1] if passed else 0.0
 

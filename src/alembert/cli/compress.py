@@ -25,6 +25,9 @@ def compress(
         float, typer.Option("--max-drop", help="The most accuracy that may be lost; 0.01 is one point.")
     ] = 0.01,
     confidence: Annotated[float, typer.Option(help="How sure that must be, such as 0.95.")] = 0.95,
+    mode: Annotated[
+        str, typer.Option(help="certified, or empirical: the drop seen on dev, guaranteeing nothing.")
+    ] = "certified",
     min_speedup: Annotated[
         float | None,
         typer.Option(
@@ -81,6 +84,7 @@ def compress(
             output,
             max_drop=max_drop,
             confidence=confidence,
+            mode=mode,
             min_speedup=min_speedup,
             budget=seconds,
             max_length=max_length,
@@ -133,9 +137,7 @@ def _print(summary: dict[str, Any], output: Path) -> None:
         best = summary["best"] is not None and row["name"] == summary["best"]["name"]
         note = "best" if best else "dominated" if row["dominated"] else ""
         if not row["kept"]:
-            table.add_row(
-                row["name"], "–", "–", f"{-100 * row['risk']:+.1f} on dev", "–", "–", "over the budget"
-            )
+            table.add_row(row["name"], "–", "–", f"{-100 * row['risk']:+.1f} on dev", "–", "–", _why(row))
             continue
         table.add_row(
             row["name"],
@@ -155,3 +157,10 @@ def _print(summary: dict[str, Any], output: Path) -> None:
         console.print(f"{output}/best: torch and onnx; {output}/summary.json", soft_wrap=True)
     if summary["report"] is not None:
         console.print(f"{output}/{summary['report']}", soft_wrap=True)
+
+
+def _why(row: dict[str, Any]) -> str:
+    """Why a candidate was not taken into account."""
+    if row["rows_needed"] is None:
+        return "over the budget"
+    return f"not sure: takes about {row['rows_needed']:,} dev rows"

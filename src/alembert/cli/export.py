@@ -11,11 +11,13 @@ import typer
 
 from alembert.cli import options as o
 from alembert.common.errors import InputError
+from alembert.common.files import write_json
 
 if TYPE_CHECKING:
     from alembert.runtime.manifest import Manifest
 
 RUNTIMES = ("onnx",)
+QUALITY_FILE = "quality.json"
 
 
 def export(
@@ -48,8 +50,24 @@ def export(
         bool, typer.Option("--reduce-range", help="7-bit weights, for CPUs without VNNI instructions.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported model.")] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="Labelled texts (TSV, CSV, JSONL, Parquet): tell what the export costs in quality."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of the labelled texts; test where there is one, else dev.")
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(min=2, help="Use this many labelled rows, drawn by seed.")
+    ] = None,
+    task: o.TaskOption = None,
     text_column: o.TextColumnOption = None,
     text_pair_column: o.PairColumnOption = None,
+    label_column: o.LabelColumnOption = None,
+    label_separator: o.LabelSeparatorOption = None,
+    label_type: o.LabelTypeOption = None,
     config: o.ConfigOption = None,
     json_output: o.JsonOption = False,
 ) -> None:
@@ -57,6 +75,7 @@ def export(
     if runtime not in RUNTIMES:
         raise InputError(f"--runtime {runtime}: choose one of {', '.join(RUNTIMES)}")
     o.quiet_libraries()
+    from alembert.benchmarks.export_quality import export_quality
     from alembert.benchmarks.pruning import segment_macs
     from alembert.cli.evaluate import ProgressBars
     from alembert.runtime.export import export_classifier
@@ -64,6 +83,20 @@ def export(
     chosen = None if exits is None else o.parse_layers(exits)
     merged: Any = merge_exits if merge_exits in (None, "all") else o.parse_layers(merge_exits)
     pruning: dict[str, Any] | None = None
+    quality: dict[str, Any] | None = None
+    labelled = None
+    if data is not None:
+        known = {
+            "preset": task,
+            "text_column": text_column,
+            "text_pair_column": text_pair_column,
+            "label_column": label_column,
+            "label_separator": label_separator,
+            "label_type": label_type,
+        }
+        before = o.load_adaptive(run, speed=0.0)
+        loaded, split = o.load_evaluation_task(data, run, before, split, **known)
+        labelled = o.limit_rows(loaded, {split: max_rows}, 0)
     with ProgressBars() as notify:
         if prune_exits is not None:
             columns = {"text_column": text_column, "text_pair_column": text_pair_column}
@@ -82,10 +115,15 @@ def export(
             overwrite=overwrite,
             progress=notify,
         )
+        if labelled is not None and split is not None:
+            after = o.load_adaptive(str(output), speed=0.0)
+            quality = export_quality(before, after, labelled, split, progress=notify)
+            write_json(output / QUALITY_FILE, quality)
     if json_output:
-        typer.echo(json.dumps(describe(manifest, output) | {"pruning": pruning}, ensure_ascii=False))
+        found = {"pruning": pruning, "quality": quality}
+        typer.echo(json.dumps(describe(manifest, output) | found, ensure_ascii=False))
         return
-    _print(manifest, output, pruning)
+    _print(manifest, output, pruning, quality)
 
 
 def _prune(
@@ -129,7 +167,9 @@ def describe(manifest: Manifest, output: Path) -> dict[str, Any]:
     }
 
 
-def _print(manifest: Manifest, output: Path, pruning: dict[str, Any] | None) -> None:
+def _print(
+    manifest: Manifest, output: Path, pruning: dict[str, Any] | None, quality: dict[str, Any] | None
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -151,6 +191,8 @@ def _print(manifest: Manifest, output: Path, pruning: dict[str, Any] | None) -> 
         megabytes = f"{sizes[manifest.merged.file] / 1e6:.1f}"
         table.add_row(manifest.merged.file, f"1–{manifest.num_layers}", ends, megabytes)
     console.print(table)
+    if quality is not None:
+        console.print(_quality_table(quality))
     graphs = "1 graph" if len(sizes) == 1 else f"{len(sizes)} graphs"
     console.print(f"{output}: {graphs}, tokenizer, manifest.json", soft_wrap=True)
 
@@ -173,4 +215,24 @@ def _pruning_table(pruning: dict[str, Any]) -> Any:
             "yes" if row["kept"] else "no",
         )
     table.caption = f"{pruning['ms_before']:.3f} ms/text with all, {pruning['ms_after']:.3f} with those kept"
+    return table
+
+
+def _quality_table(quality: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"{quality['metric']} on {quality['rows']} rows of {quality['split']}, exit by exit")
+    for column in ("exit after layer", "run", "exported", "difference", "95% interval", "same answer"):
+        table.add_column(column, justify="right")
+    for row in quality["exits"]:
+        low, high = row["interval"]
+        same = row["same_answer"]
+        table.add_row(
+            str(row["exit"]),
+            f"{row['run']:.4f}",
+            f"{row['exported']:.4f}",
+            f"{row['difference']:+.4f}",
+            f"{low:+.4f} to {high:+.4f}",
+            "" if same is None else f"{same:.2%}",
+        )
     return table

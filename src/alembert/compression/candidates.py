@@ -9,7 +9,7 @@ from typing import Any
 
 from alembert.benchmarks.calibration import NothingCertifiedError, calibrate, store
 from alembert.benchmarks.pruning import segment_macs
-from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, RiskBudget
+from alembert.benchmarks.risk_budget import RiskBudget
 from alembert.benchmarks.risk_control import smallest_set
 from alembert.data.task import Task
 from alembert.runtime.adaptive import AdaptiveClassifier
@@ -20,10 +20,17 @@ from alembert.runtime.manifest import MANIFEST_FILE
 Progress = Callable[[str, int, int], None]
 
 
-def export_once(run: Path, output: Path, progress: Progress) -> None:
-    """An int8 export of a run, unless it is there already."""
+def export_once(run: Path, output: Path, progress: Progress, *, has_exits: bool) -> None:
+    """An int8 export of a run, unless it is there already; with exits also as one graph for single texts."""
     if not (output / MANIFEST_FILE).exists():
-        export_classifier(run, output, precision="int8", count_macs=segment_macs, progress=progress)
+        export_classifier(
+            run,
+            output,
+            precision="int8",
+            merge_exits="all" if has_exits else None,
+            count_macs=segment_macs,
+            progress=progress,
+        )
 
 
 def split_confidence(confidence: float, models: int) -> float:
@@ -31,11 +38,10 @@ def split_confidence(confidence: float, models: int) -> float:
     return 1 - (1 - confidence) / models
 
 
-def certification_mode(task: Task, budget: RiskBudget) -> str:
-    """`CERTIFIED` where the dev split has rows enough for the budget, else `EMPIRICAL`."""
-    rows = task.dataset("dev").num_rows
+def enough_rows(task: Task, budget: RiskBudget) -> bool:
+    """Whether the dev split could certify the budget if no answer changed."""
     needed = smallest_set(budget.loss_kind(task.problem_type), budget.most, budget.level)
-    return CERTIFIED if rows >= needed else EMPIRICAL
+    return int(task.dataset("dev").num_rows) >= needed
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Certificate:
         risk: the drop seen on dev, at that speed, or at full depth where none is kept.
         macs: per text at that speed; None where not kept.
         reason: why it is not kept; None where it is.
+        rows_needed: dev rows that would probably show it to keep to the budget, going by what was seen; None where it
+            is kept, and where no number would do.
     """
 
     kept: bool
@@ -55,6 +63,7 @@ class Certificate:
     risk: float
     macs: float | None
     reason: str | None
+    rows_needed: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All of it."""
@@ -83,7 +92,7 @@ def certify(
         )
     except NothingCertifiedError as error:
         (exported / CALIBRATION_FILE).unlink(missing_ok=True)
-        return Certificate(False, 0.0, error.risk, None, str(error))
+        return Certificate(False, 0.0, error.risk, None, str(error), error.rows_needed)
     if len(classifier.exit_layers) > 1:
         store(record, exported)
     at_speed = record["at_speed"]

@@ -15,14 +15,14 @@ from alembert.benchmarks.comparison import benchmark
 from alembert.benchmarks.comparison_settings import BenchmarkSettings
 from alembert.benchmarks.report_data import collect_report
 from alembert.benchmarks.report_runs import training_curves
-from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
+from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, RiskBudget
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json, write_text
 from alembert.compression.candidates import (
     Certificate,
-    certification_mode,
     certify,
     dominated,
+    enough_rows,
     export_once,
     split_confidence,
 )
@@ -70,6 +70,7 @@ def compress(
     *,
     max_drop: float = 0.01,
     confidence: float = 0.95,
+    mode: str = CERTIFIED,
     min_speedup: float | None = None,
     budget: float | None = None,
     max_length: int | None = None,
@@ -79,7 +80,8 @@ def compress(
 ) -> dict[str, Any]:
     """Leaves in `best/` the fastest model found whose accuracy is at most `max_drop` below the teacher's.
 
-    Whatever is finished stays: after a crash, Ctrl-C or a reboot the same call goes on.
+    Whatever is finished stays: after a crash, Ctrl-C or a reboot the same call goes on. With another `max_drop`,
+    `confidence`, `mode` or `min_speedup` it keeps what it has trained, and tests, measures and chooses anew.
 
     Args:
         model: folder or hub id of a fine-tuned classifier, the teacher; or of a pretrained encoder, which is fine-tuned
@@ -89,6 +91,7 @@ def compress(
         output_dir: for everything.
         max_drop: the most accuracy that may be lost, as a share: 0.01 is one point.
         confidence: how sure that must be, over all models tried together.
+        mode: "certified", or "empirical": the drop seen on dev itself must keep to `max_drop`, with no guarantee.
         min_speedup: texts per second that the result must have at least, as a multiple of the teacher's.
         budget: seconds for the whole work, over all sessions; None = as long as it takes.
         max_length: longer texts are cut to this many tokens; the teacher's own, else 128, when absent.
@@ -108,7 +111,7 @@ def compress(
         >>> compress("runs/teacher", task, "small", max_drop=0.01)["verdict"]  # doctest: +SKIP
     """
     work = _Work(
-        model, task, Path(output_dir), RiskBudget(most=max_drop, confidence=confidence), min_speedup, budget,
+        model, task, Path(output_dir), RiskBudget(most=max_drop, confidence=confidence, mode=mode), min_speedup, budget,
         max_length, seed, overwrite, progress or (lambda *_: None),
     )  # fmt: skip
     with WorkClock(work.folder / CLOCK) as clock:
@@ -156,14 +159,17 @@ class _Work:
             "model": str(self.model),
             "model_files": weights_fingerprint(str(self.model)),
             "task": self.task.describe(),
-            "max_drop": self.risk.most,
-            "confidence": self.risk.confidence,
-            "min_speedup": self.min_speedup,
             "budget_seconds": self.budget,
             "max_length": self.max_length,
             "seed": self.seed,
         }
-        return open_state(self.folder, configuration, overwrite)
+        aims = {
+            "max_drop": self.risk.most,
+            "confidence": self.risk.confidence,
+            "mode": self.risk.mode,
+            "min_speedup": self.min_speedup,
+        }
+        return open_state(self.folder, configuration, aims, overwrite)
 
     def run(self, clock: WorkClock) -> dict[str, Any]:
         if self.state.get("finished"):
@@ -219,10 +225,9 @@ class _Work:
         return plan
 
     def _train(self, training: PlannedTraining, clock: WorkClock) -> None:
-        record = self.state["trainings"].get(training.name)
-        if record is not None and record["status"] != DONE:
+        if training.name in self.state["trainings"]:
             return
-        if record is None and training.teacher is not None:
+        if training.teacher is not None:
             reason = self._reason_to_skip(training, clock)
             if reason is not None:
                 self._note(training.name, SKIPPED, reason, 0.0)
@@ -235,8 +240,7 @@ class _Work:
                 raise
             self._note(training.name, FAILED, str(error), clock.seconds - started)
             return
-        if record is None:
-            self._note(training.name, DONE, None, clock.seconds - started)
+        self._note(training.name, DONE, None, clock.seconds - started)
 
     def _reason_to_skip(self, training: PlannedTraining, clock: WorkClock) -> str | None:
         taught_by = self.state["trainings"].get(training.teacher)
@@ -276,9 +280,10 @@ class _Work:
 
     def _export(self) -> dict[str, Path]:
         exports = {}
+        with_exits = {recipe.name for recipe in RECIPES if recipe.exits}
         for name in self._trained():
             exports[name] = self.folder / "exports" / f"{name}{_SUFFIX}"
-            export_once(self._run(name), exports[name], self.progress)
+            export_once(self._run(name), exports[name], self.progress, has_exits=name in with_exits)
         return exports
 
     def _certify(self, exports: dict[str, Path]) -> dict[str, Certificate]:
@@ -287,14 +292,13 @@ class _Work:
         if set(known) == set(exports):
             return {name: Certificate(**value) for name, value in known.items()}
         confidence = split_confidence(self.risk.confidence, len(exports))
-        budget = RiskBudget(most=self.risk.most, confidence=confidence)
-        mode = certification_mode(self.task, budget)
-        if mode != CERTIFIED:
+        budget = replace(self.risk, confidence=confidence)
+        if self.risk.mode == CERTIFIED and not enough_rows(self.task, budget):
             logger.warning(
                 "The dev split has %d rows, too few to guarantee anything: speeds are chosen by what is seen on it.",
                 self.task.dataset("dev").num_rows,
             )
-            budget = RiskBudget(most=self.risk.most, confidence=confidence, mode=mode)
+            budget = replace(budget, mode=EMPIRICAL)
         reference = AdaptiveClassifier.from_pretrained(
             str(self._run(TEACHER)), speed=0.0, max_length=self.max_length
         )
@@ -303,7 +307,7 @@ class _Work:
             for name, folder in exports.items()
         }
         self.state |= {
-            "mode": mode,
+            "mode": budget.mode,
             "certificates": {name: certificate.as_json() for name, certificate in certificates.items()},
         }
         self._save()

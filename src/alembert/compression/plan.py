@@ -61,10 +61,11 @@ class Recipe:
     exits: bool = False
 
 
+_EXITS = {"exit_head": "mean", "exit_epochs": 1.0}
 RECIPES = (
-    Recipe("exits", "pabee", TEACHER, 1.3, 4, 4e-5, options={"exit_epochs": 1.0}, exits=True),
+    Recipe("exits", "pabee", TEACHER, 1.3, 4, 4e-5, options=_EXITS, exits=True),
     Recipe("student", "lrc-bert", TEACHER, 1.5, 6, 1e-4, depth=0.5, options={"initialise": "layers"}),
-    Recipe("student-exits", "pabee", "student", 0.8, 3, 4e-5, options={"exit_epochs": 1.0}, exits=True),
+    Recipe("student-exits", "pabee", "student", 0.8, 3, 4e-5, options=_EXITS, exits=True),
 )
 """In the order in which they are run; when time is short the last ones are left out first."""
 FINETUNING_EPOCHS, _FINETUNING_RATE, _HEAD_RATE = 4.0, 5e-5, 1e-3

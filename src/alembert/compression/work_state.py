@@ -10,10 +10,16 @@ from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json
 
 STATE = "compress.json"
+OF_TRAININGS = ("configuration", "plan", "needs_finetuning", "seconds_after_training", "trainings")
+"""Entries of the record that do not depend on what the result is to be."""
 
 
-def open_state(folder: Path, configuration: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+def open_state(
+    folder: Path, configuration: dict[str, Any], aims: dict[str, Any], overwrite: bool
+) -> dict[str, Any]:
     """The record of the work in `folder`, or that of a new one.
+
+    A work with the same `configuration` and other `aims` keeps what it has trained; what follows is done anew.
 
     Raises InputError, and touches nothing, where something else lies there; with `overwrite` another work is replaced.
     """
@@ -22,6 +28,9 @@ def open_state(folder: Path, configuration: dict[str, Any], overwrite: bool) -> 
         state: dict[str, Any] = read_json(path)
         differing = [key for key, value in configuration.items() if state["configuration"].get(key) != value]
         if not differing:
+            if state.get("aims") != aims:
+                state = {key: value for key, value in state.items() if key in OF_TRAININGS} | {"aims": aims}
+                write_json(path, state)
             return state
         if not overwrite:
             raise InputError(
@@ -33,6 +42,6 @@ def open_state(folder: Path, configuration: dict[str, Any], overwrite: bool) -> 
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    state = {"configuration": configuration, "plan": None, "trainings": {}}
+    state = {"configuration": configuration, "aims": aims, "plan": None, "trainings": {}}
     write_json(path, state)
     return state

@@ -67,10 +67,19 @@ def compute_metrics(
         ``mean_squared_error`` from 0 up.
     """
     labels = np.asarray(labels)
-    predictions = _predict(problem_type, np.asarray(logits))
+    predictions = predictions_of(problem_type, np.asarray(logits))
     if len(predictions) != len(labels) or not len(labels):
         raise ValueError(f"{len(predictions)} rows of logits for {len(labels)} labels")
     return {metric: _score(metric, predictions, labels) for metric in metrics}
+
+
+def predictions_of(problem_type: str, logits: Array) -> Array:
+    """What logits (rows, labels) say: class ids (rows,), 0 and 1 (rows, labels) of several labels, values (rows,)."""
+    if problem_type == "single_label_classification":
+        return np.asarray(logits.argmax(axis=1))
+    if problem_type == "multi_label_classification":
+        return (logits > 0).astype(np.int64)
+    return logits.reshape(len(logits))
 
 
 def majority_score(task: Task) -> float:
@@ -108,7 +117,7 @@ def bootstrap_interval(
     Returns:
         The lower and upper bound that hold `confidence` (in (0, 1)) of the resampled scores between them.
     """
-    predictions, labels = _predict(problem_type, np.asarray(logits)), np.asarray(labels)
+    predictions, labels = predictions_of(problem_type, np.asarray(logits)), np.asarray(labels)
     rows = len(labels)
     random = np.random.default_rng(seed)
     if metric in ("accuracy", "subset_accuracy"):
@@ -124,6 +133,47 @@ def bootstrap_interval(
         scores = np.array([_score(metric, predictions[draw], labels[draw]) for draw in resampled])
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(scores, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_difference_interval(
+    problem_type: str,
+    metric: str,
+    logits: Array,
+    reference: Array,
+    labels: Array,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a metric less that of a reference, both scored on the same resampled rows.
+
+    Shapes are those of `compute_metrics`. Deterministic under `seed`. Rows are drawn for both at once, so that what
+    both get right or wrong does not widen the interval.
+
+    Returns:
+        The lower and upper bound that hold `confidence` (in (0, 1)) of the differences between them.
+    """
+    found, expected = (predictions_of(problem_type, np.asarray(given)) for given in (logits, reference))
+    labels = np.asarray(labels)
+    random, rows = np.random.default_rng(seed), len(labels)
+    if metric in ("accuracy", "subset_accuracy"):
+        right, right_before = (_right(predictions, labels) for predictions in (found, expected))
+        lost, gained = int((right_before & ~right).sum()), int((right & ~right_before).sum())
+        shares = [lost / rows, gained / rows, (rows - lost - gained) / rows]
+        drawn = random.multinomial(rows, shares, size=resamples)
+        differences = (drawn[:, 1] - drawn[:, 0]) / rows
+    else:
+        draws = (random.integers(rows, size=rows) for _ in range(resamples))
+        differences = np.array(
+            [
+                _score(metric, found[draw], labels[draw]) - _score(metric, expected[draw], labels[draw])
+                for draw in draws
+            ]
+        )
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(differences, [tail, 1.0 - tail])
     return float(low), float(high)
 
 
@@ -147,12 +197,9 @@ def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def _predict(problem_type: str, logits: Array) -> Array:
-    if problem_type == "single_label_classification":
-        return np.asarray(logits.argmax(axis=1))
-    if problem_type == "multi_label_classification":
-        return (logits > 0).astype(np.int64)
-    return logits.reshape(len(logits))
+def _right(predictions: Array, labels: Array) -> Array:
+    equal = predictions == labels
+    return np.asarray(equal.all(axis=1) if equal.ndim > 1 else equal)
 
 
 def _score(metric: str, predictions: Array, labels: Array) -> float:

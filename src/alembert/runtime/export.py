@@ -38,6 +38,8 @@ from alembert.runtime.manifest import (
 
 Progress = Callable[[str, int, int], None]
 MERGED_FILE = "merged.onnx"
+LARGEST_GRAPH = 2_000_000_000
+"""Bytes of weights in a file: ONNX stands on protocol buffers, which end at 2 GiB."""
 _LIBRARIES = ("alembert", "torch", "transformers", "onnx", "onnxruntime")
 
 
@@ -122,6 +124,8 @@ def _write_segments(
 
     token_types = reads_token_types(model, tokenizer.model_input_names)
     modules, heads = segment_modules(model, exits, token_types), head_modules(model, exits)
+    for number, module in enumerate(modules, 1):
+        _check_size(module.weight_bytes, f"segment {number}")
     total, done = len(modules) + len(heads), 0
     notify = progress or (lambda *_: None)
 
@@ -183,9 +187,24 @@ def write_module(
     return outputs
 
 
+def _check_size(size: int, name: str) -> None:
+    """Weights are traced in float32 before they become int8, so that size counts for both."""
+    if size > LARGEST_GRAPH:
+        raise InputError(
+            f"{name} has {size / 1e9:.1f} GB of weights, and an ONNX file holds {LARGEST_GRAPH / 1e9:.1f}: a model "
+            "with more exits has smaller segments; as it is, run it on torch"
+        )
+
+
 def _write_merged(manifest: Manifest, folder: Path, exits: tuple[int, ...]) -> MergedGraph:
     from alembert.runtime.merged_graph import write_merged_graph
 
+    size = sum((folder / segment.file).stat().st_size for segment in manifest.segments)
+    if size > LARGEST_GRAPH:
+        raise InputError(
+            f"the graph for single texts would have {size / 1e9:.1f} GB, and an ONNX file holds "
+            f"{LARGEST_GRAPH / 1e9:.1f}: leave --merge-exits out"
+        )
     inputs, outputs = write_merged_graph(manifest, folder, exits, folder / MERGED_FILE)
     return MergedGraph(MERGED_FILE, file_sha256(folder / MERGED_FILE), exits, inputs, outputs)
 

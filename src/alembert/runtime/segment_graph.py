@@ -53,6 +53,16 @@ class SegmentModule(nn.Module):
         head = model.final_head if self.is_final else None
         self.head = FoldedFastBertHead(head) if isinstance(head, FastBertHead) else head
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of its layers in float32, and for the first segment of all that the model has around its layers."""
+        layered, numbers = self.model.layered, range(self.first, self.last + 1)
+        own = _weights(*(layered.layer(number) for number in numbers))
+        if self.first == 1:
+            every = _weights(*(layered.layer(number) for number in range(1, self.model.num_layers + 1)))
+            own |= {weights for weights in self.model.full_model.parameters() if weights not in every}
+        return 4 * sum(weights.numel() for weights in own)
+
     def forward(self, *inputs: Tensor) -> Tensor:
         layered = self.model.layered
         if self.first == 1:
@@ -102,6 +112,11 @@ class BilstmModule(nn.Module):
     def __init__(self, model: BilstmForSequenceClassification) -> None:
         super().__init__()
         self.model = model
+
+    @property
+    def weight_bytes(self) -> int:
+        """In float32."""
+        return 4 * sum(weights.numel() for weights in self.parameters())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         model = self.model
@@ -180,6 +195,11 @@ def reads_token_types(model: PreTrainedModel, given: Sequence[str]) -> bool:
     config = model.config.full_model_config() if isinstance(model, MultiExitModel) else model.config
     types = int(getattr(config, "type_vocab_size", 0) or 0)
     return types > 1 and config.model_type not in _WITHOUT_TOKEN_TYPES and "token_type_ids" in given
+
+
+def _weights(*modules: nn.Module) -> set[nn.Parameter]:
+    """Each once, where modules share some."""
+    return {weights for module in modules for weights in module.parameters()}
 
 
 def additive_mask(attention_mask: Tensor) -> Tensor:
