@@ -201,7 +201,7 @@ def distill(
 
 def check_teacher_cache(method: type[Method[Any]], teacher_cache: str | Path | None) -> None:
     """Raises InputError for a cache where no teacher runs beside the model that learns."""
-    if teacher_cache is not None and issubclass(method, SelfDistillation) and not method.has_teacher:
+    if teacher_cache is not None and issubclass(method, SelfDistillation):
         raise InputError(
             f"method {method.name} has no separate teacher whose outputs could be kept in {teacher_cache}: leave "
             "--teacher-cache out"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from alembert.common.errors import InputError
-from alembert.methods.alembert import Alembert
 from alembert.methods.base import Method
 from alembert.methods.bert_emd import BertEmd
 from alembert.methods.berxit import Berxit
@@ -29,7 +28,6 @@ METHODS: dict[str, type[Method[Any]]] = {
         Pabee,
         DeeBert,
         Berxit,
-        Alembert,
         Kd,
         TinyBert,
         BertEmd,

@@ -116,11 +116,9 @@ class SelfDistillation(Method[PlacementOptionsT]):
 
     Attributes:
         trainable: prefixes of the names of the parameters that move; None = all.
-        has_teacher: whether a teacher runs beside the model that learns, whose outputs may be kept.
     """
 
     trainable: ClassVar[tuple[str, ...] | None] = EXITS
-    has_teacher: ClassVar[bool] = False
 
     @abstractmethod
     def objective(self, model: MultiExitModel, task: Task) -> Objective:
