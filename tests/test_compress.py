@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -21,13 +22,16 @@ from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, RiskBudget
 from alembert.cli.app import app
 from alembert.common.files import read_json, write_json
 from alembert.compression import compress as module
-from alembert.compression.candidates import dominated, enough_rows, split_confidence
+from alembert.compression.candidates import Certificate, certify, dominated, enough_rows, split_confidence
+from alembert.compression.choice import unsure
 from alembert.compression.compress import compress
 from alembert.compression.durations import format_duration, parse_duration
 from alembert.compression.plan import RECIPES, Pace, make_plan, measure_pace, reserve
 from alembert.compression.work_clock import WorkClock
-from alembert.models.loading import load_classifier, load_tokenizer
+from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
+from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.calibration_file import CalibratedSpeed
+from alembert.runtime.export import export_classifier
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,25 @@ def test_several_models_share_the_confidence() -> None:
     assert split_confidence(0.95, 4) == pytest.approx(0.9875)
 
 
+def test_a_faster_model_that_is_not_sure_is_named() -> None:
+    def row(name: str, ratio: float | None, kept: bool, rows_needed: int | None) -> dict[str, Any]:
+        return {
+            "name": name,
+            "ratio": ratio,
+            "kept": kept,
+            "rows_needed": rows_needed,
+            "metric_difference": -0.002,
+        }
+
+    best, over = row("teacher", 7.6, True, None), row("student", None, False, None)
+    slow, fast = row("exits", 6.0, False, 2000), row("student-exits", 21.0, False, 4700)
+    assert unsure(best, [best, over, slow]) is None
+    sentence = unsure(best, [best, over, slow, fast])
+    assert sentence is not None and "student-exits, 21.0 times" in sentence
+    assert "-0.2 points" in sentence and "4,700 dev rows" in sentence
+    assert "exits, 6.0 times" in (unsure(None, [over, slow]) or "")
+
+
 def test_too_few_rows_guarantee_nothing(task: Task, many: Task) -> None:
     budget = RiskBudget(most=0.05, confidence=0.95)
     assert not enough_rows(task, budget)
@@ -155,6 +178,39 @@ def many(tmp_path_factory: pytest.TempPathFactory, task_folder: Path) -> Task:
     head, *lines = (task_folder / "dev.tsv").read_text().splitlines()
     (folder / "dev.tsv").write_text("\n".join([head, *(lines * 6)]) + "\n")
     return load_task(folder)
+
+
+def test_a_model_within_the_budget_may_not_be_sure(many: Task, tiny_encoder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = load_encoder(
+        str(tiny_encoder), label_names=many.label_names, problem_type="single_label_classification"
+    )
+    model = MultiExitModel.from_full_model(encoder, exit_layers=(1, 2), exit_head="mean")
+    model.save_pretrained(tmp_path / "run")
+    load_tokenizer(str(tiny_encoder)).save_pretrained(tmp_path / "run")
+    exported = tmp_path / "exported"
+    export_classifier(tmp_path / "run", exported, precision="fp32")
+    labels = np.asarray(many.dataset("dev")["labels"])
+    always_right = np.eye(len(many.label_names), dtype=np.float32)[labels]
+    classifier = AdaptiveClassifier.from_pretrained(exported, speed=0.0)
+    answers = classifier.predict_proba(task_texts(many, "dev"), speed=0.0).argmax(1)
+    lost = float((answers != labels).mean())
+    assert 0.1 < lost < 0.9, "random weights"
+
+    def stands(most: float) -> Certificate:
+        return certify(exported, always_right, many, RiskBudget(most=most), lambda *_: None)
+
+    near = stands(lost + 0.01)
+    assert not near.kept and near.within_on_dev and near.risk <= lost + 1e-9
+    assert near.rows_needed is not None and near.rows_needed > len(labels)
+    stored = CalibratedSpeed.read(exported)
+    assert stored is not None and stored.speed == near.speed
+    assert read_json(exported / "calibration.json")["mode"] == EMPIRICAL
+    over = stands(lost - 0.05)
+    assert (over.kept, over.within_on_dev, over.rows_needed, over.speed) == (False, False, None, 0.0)
+    assert over.risk == pytest.approx(lost) and CalibratedSpeed.read(exported) is None
+    sure = stands(min(0.99, lost + 0.2))
+    assert sure.kept and sure.rows_needed is None and sure.reason is None
 
 
 @pytest.fixture
@@ -230,6 +286,7 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
     assert strict["max_drop"] == 0.1 and strict["mode"] == CERTIFIED and strict["plan"] == summary["plan"]
     for row in strict["candidates"]:
         assert row["kept"] == (row["rows_needed"] is None) or row["risk"] >= 0.1
+        assert (row["ratio"] is None) == (not row["kept"] and row["rows_needed"] is None)
     seen = compress(str(teacher), many, output, max_drop=0.02, mode=EMPIRICAL)
     assert seen["mode"] == EMPIRICAL and "guarantees nothing" in seen["verdict"]
     for row in seen["candidates"]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alembert.benchmarks.evaluation import task_texts
+from alembert.benchmarks.evaluation import ExitAnswers, task_texts
 from alembert.benchmarks.replayed_exits import ExitCosts, ReplayedExits, collect_answers
 from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, TASK_ERROR, RiskBudget
 from alembert.benchmarks.risk_control import (
@@ -65,6 +65,8 @@ def calibrate(
     data_name: str,
     reference: AdaptiveClassifier | None = None,
     reference_name: str | None = None,
+    answers: ExitAnswers | None = None,
+    reference_logits: Array | None = None,
     policy: str | None = None,
     top_k: int | None = None,
     renormalise: bool | None = None,
@@ -89,6 +91,8 @@ def calibrate(
         reference: another model, run at its full depth, that drop and disagreement are against: the teacher of a
             model whose own full answers are not the teacher's. With it a model without exits can be tested too.
         reference_name: for the record.
+        answers: of all exits to the split's texts, where they are known already.
+        reference_logits: (rows, labels), those of a reference that has answered already, in place of `reference`.
         policy, top_k, renormalise: over the classifier's.
         speeds: to be tested, in [0, 1]; they must be chosen without looking at the rows.
         progress: called with a description, steps done and steps in all.
@@ -102,7 +106,8 @@ def calibrate(
     """
     budget = budget or RiskBudget()
     budget.check(task.problem_type)
-    if len(classifier.exit_layers) == 1 and reference is None:
+    has_reference = reference is not None or reference_logits is not None
+    if len(classifier.exit_layers) == 1 and not has_reference:
         raise InputError(
             f"{model_name} has no exits, so there is no speed to calibrate: distil one with exits"
         )
@@ -117,29 +122,21 @@ def calibrate(
     _check_sizes(groups, budget, task, f"{data_name}, {split}")
 
     notify = progress or (lambda *_: None)
-    answers = collect_answers(
-        classifier, task_texts(task, split), lambda done, total: notify("running every exit", done, total)
-    )
-    reference_logits = None
+    if answers is None:
+        answers = collect_answers(
+            classifier, task_texts(task, split), lambda done, total: notify("running every exit", done, total)
+        )
     if reference is not None:
-        reference_logits = collect_answers(
-            reference,
-            task_texts(task, split),
-            lambda done, total: notify("running the reference", done, total),
-        ).logits[:, -1]
+        reference_logits = full_model_logits(reference, task, split, notify)
     replayed = ReplayedExits(answers, chosen, labels, reference_logits)
     test = _RiskTest(replayed, groups, budget, budget.loss_kind(task.problem_type))
     # A drop or a disagreement of the full model with itself needs no test.
-    own_answers = reference is None and budget.risk != TASK_ERROR
+    own_answers = not has_reference and budget.risk != TASK_ERROR
     order = tested_speeds if own_answers else [0.0, *tested_speeds]
     values = fixed_sequence(test.p_values(order, notify), budget.level)
     passed = sum(value <= budget.level for value in values)
     if passed == 0 and not own_answers:
-        own = (
-            ""
-            if reference is not None
-            else ", or take the risk accuracy-drop, which compares with the full model"
-        )
+        own = "" if has_reference else ", or take the risk accuracy-drop, which compares with the full model"
         needed = test.rows_needed(0.0) if budget.mode == CERTIFIED else None
         more = "" if needed is None else f", give more rows (about {needed:,})"
         raise NothingCertifiedError(
@@ -170,7 +167,7 @@ def calibrate(
         "alembert_version": version("alembert"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model_name,
-        "reference": reference_name if reference is not None else None,
+        "reference": reference_name if has_reference else None,
         "speed": speed,
         "policy": chosen.name,
         "top_k": chosen.top_k,
@@ -197,6 +194,37 @@ def calibrate(
         "classes": test.classes(speed) if budget.per_class else None,
         "curve": curve,
     }  # fmt: skip
+
+
+def full_model_logits(
+    classifier: AdaptiveClassifier, task: Task, split: str, progress: Progress | None = None
+) -> Array:
+    """The full model's logits (rows, labels) float32 for a split, as `calibrate` takes them of a reference."""
+    notify = progress or (lambda *_: None)
+    answers = collect_answers(
+        classifier, task_texts(task, split), lambda done, total: notify("running the reference", done, total)
+    )
+    return np.asarray(answers.logits[:, -1])
+
+
+def rows_to_certify(
+    classifier: AdaptiveClassifier,
+    task: Task,
+    split: str,
+    budget: RiskBudget,
+    speed: float,
+    *,
+    answers: ExitAnswers,
+    reference_logits: Array | None = None,
+) -> int | None:
+    """About how many rows would certify a speed with 80% probability, going by those of the split.
+
+    Arguments are those of `calibrate`. None where the risk seen is not below the budget.
+    """
+    labels = np.asarray(task.dataset(split)["labels"])
+    replayed = ReplayedExits(answers, classifier.policy(), labels, reference_logits)
+    groups = _groups(labels, task, budget)
+    return _RiskTest(replayed, groups, budget, budget.loss_kind(task.problem_type)).rows_needed(speed)
 
 
 def store(results: dict[str, Any], model: str | Path, path: str | Path | None = None) -> Path:

@@ -135,10 +135,11 @@ def _print(summary: dict[str, Any], output: Path) -> None:
         table.add_column(column, justify="left" if column in ("model", "note") else "right")
     for row in summary["candidates"]:
         best = summary["best"] is not None and row["name"] == summary["best"]["name"]
-        note = "best" if best else "dominated" if row["dominated"] else ""
-        if not row["kept"]:
-            table.add_row(row["name"], "–", "–", f"{-100 * row['risk']:+.1f} on dev", "–", "–", _why(row))
+        if row["ratio"] is None:
+            lost = f"{-100 * row['risk']:+.1f} on dev"
+            table.add_row(row["name"], "–", "–", lost, "–", "–", "over the budget")
             continue
+        note = "best" if best else "dominated" if row["dominated"] else ""
         table.add_row(
             row["name"],
             f"{row['speed']:g}",
@@ -146,21 +147,16 @@ def _print(summary: dict[str, Any], output: Path) -> None:
             f"{100 * row['metric_difference']:+.1f}",
             f"{row['texts_per_second']:,.0f}",
             f"{row['ratio']:.1f}",
-            note,
+            note if row["kept"] else "not sure",
         )
     console.print(table)
     for name, training in summary["trainings"].items():
         if training["status"] != "done":
             console.print(f"{name} {training['status']}: {training['reason']}", soft_wrap=True)
     console.print(summary["verdict"], style="bold", soft_wrap=True)
+    if summary["unsure"] is not None:
+        console.print(summary["unsure"], soft_wrap=True)
     if summary["met"]:
         console.print(f"{output}/best: torch and onnx; {output}/summary.json", soft_wrap=True)
     if summary["report"] is not None:
         console.print(f"{output}/{summary['report']}", soft_wrap=True)
-
-
-def _why(row: dict[str, Any]) -> str:
-    """Why a candidate was not taken into account."""
-    if row["rows_needed"] is None:
-        return "over the budget"
-    return f"not sure: takes about {row['rows_needed']:,} dev rows"

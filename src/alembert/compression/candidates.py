@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alembert.benchmarks.calibration import NothingCertifiedError, calibrate, store
+from numpy.typing import NDArray
+
+from alembert.benchmarks.calibration import NothingCertifiedError, calibrate, rows_to_certify, store
+from alembert.benchmarks.evaluation import task_texts
 from alembert.benchmarks.pruning import segment_macs
-from alembert.benchmarks.risk_budget import RiskBudget
+from alembert.benchmarks.replayed_exits import collect_answers
+from alembert.benchmarks.risk_budget import EMPIRICAL, RiskBudget
 from alembert.benchmarks.risk_control import smallest_set
 from alembert.data.task import Task
 from alembert.runtime.adaptive import AdaptiveClassifier
@@ -18,6 +22,8 @@ from alembert.runtime.export import export_classifier
 from alembert.runtime.manifest import MANIFEST_FILE
 
 Progress = Callable[[str, int, int], None]
+_PROMISING_SHARE = 0.5
+"""Of the budget, lost on dev: at the very edge of it no number of rows would make a model sure to keep to it."""
 
 
 def export_once(run: Path, output: Path, progress: Progress, *, has_exits: bool) -> None:
@@ -49,13 +55,14 @@ class Certificate:
     """How a model stands to the budget.
 
     Attributes:
-        kept: whether it keeps to the budget at some speed.
-        speed: the largest such speed; 0 for models without exits.
-        risk: the drop seen on dev, at that speed, or at full depth where none is kept.
-        macs: per text at that speed; None where not kept.
+        kept: whether it surely keeps to the budget at some speed.
+        speed: the largest such speed. Where there is none, the largest at which it lost half of the budget on dev at
+            most, else 0. 0 for models without exits.
+        risk: the drop seen on dev at that speed.
+        macs: per text at that speed; None where the budget was not kept to even on dev.
         reason: why it is not kept; None where it is.
-        rows_needed: dev rows that would probably show it to keep to the budget, going by what was seen; None where it
-            is kept, and where no number would do.
+        rows_needed: dev rows that would probably make it sure, going by what was seen; None where it is kept, and where
+            no number would do.
     """
 
     kept: bool
@@ -65,36 +72,72 @@ class Certificate:
     reason: str | None
     rows_needed: int | None = None
 
+    @property
+    def within_on_dev(self) -> bool:
+        """Whether it kept to the budget on dev, sure or not."""
+        return self.kept or self.rows_needed is not None
+
     def as_json(self) -> dict[str, Any]:
         """All of it."""
         return dict(vars(self))
 
 
 def certify(
-    exported: Path, reference: AdaptiveClassifier, task: Task, budget: RiskBudget, progress: Progress
+    exported: Path, reference_logits: NDArray[Any], task: Task, budget: RiskBudget, progress: Progress
 ) -> Certificate:
     """Finds the largest speed of an exported model at which it keeps to the budget against the teacher.
 
     The speed of a model with exits is stored beside it.
+
+    Args:
+        exported: a folder of `alembert export`.
+        reference_logits: (rows, labels), the teacher's for the dev split.
+        task: with a dev split.
+        budget: in either mode.
+        progress: called with a description, steps done and steps in all.
     """
     classifier = AdaptiveClassifier.from_pretrained(exported, speed=0.0)
-    try:
+    answers = collect_answers(
+        classifier,
+        task_texts(task, "dev"),
+        lambda done, total: progress(f"{exported.name}: running every exit", done, total),
+    )
+
+    def at_largest_speed(wanted: RiskBudget) -> dict[str, Any]:
         record = calibrate(
             classifier,
             task,
             "dev",
-            budget,
+            wanted,
             model_name=exported.name,
             data_name=task.name,
-            reference=reference,
+            answers=answers,
+            reference_logits=reference_logits,
             reference_name="teacher",
-            progress=progress,
         )
+        if len(classifier.exit_layers) > 1:
+            store(record, exported)
+        return record
+
+    try:
+        record = at_largest_speed(budget)
     except NothingCertifiedError as error:
-        (exported / CALIBRATION_FILE).unlink(missing_ok=True)
-        return Certificate(False, 0.0, error.risk, None, str(error), error.rows_needed)
-    if len(classifier.exit_layers) > 1:
-        store(record, exported)
+        if error.rows_needed is None:
+            (exported / CALIBRATION_FILE).unlink(missing_ok=True)
+            return Certificate(False, 0.0, error.risk, None, str(error))
+        within = max(_PROMISING_SHARE * budget.most, error.risk)
+        record = at_largest_speed(replace(budget, mode=EMPIRICAL, most=within))
+        seen = record["at_speed"]
+        needed = rows_to_certify(
+            classifier,
+            task,
+            "dev",
+            budget,
+            record["speed"],
+            answers=answers,
+            reference_logits=reference_logits,
+        )
+        return Certificate(False, record["speed"], seen["risk"], seen["macs"], str(error), needed)
     at_speed = record["at_speed"]
     return Certificate(True, record["speed"], at_speed["risk"], at_speed["macs"], None)
 

@@ -47,14 +47,16 @@ Differences are to the teacher under transformers in fp32, on the split that was
 | model | speed | metric | difference | texts/s, in multiples of the teacher's |
 |---|---|---|---|---|
 {rows}
+
+"Not sure" is a model that kept to the budget on dev, without rows enough there to be sure of it.
 """
 
 
 def _row(candidate: Mapping[str, Any], best: str) -> str:
     name = f"**{candidate['name']}**" if candidate["name"] == best else candidate["name"]
-    if not candidate["kept"]:
+    if candidate["ratio"] is None:
         return f"| {name} | – | – | {-100 * candidate['risk']:+.1f} points on dev: over the budget | – |"
     return (
-        f"| {name} | {candidate['speed']:g} | {candidate['metric']:.4f} | "
+        f"| {name}{'' if candidate['kept'] else ' (not sure)'} | {candidate['speed']:g} | {candidate['metric']:.4f} | "
         f"{100 * candidate['metric_difference']:+.1f} points | {candidate['ratio']:.1f} |"
     )

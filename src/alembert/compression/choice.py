@@ -53,10 +53,7 @@ def verdict(
     if budget.mode != CERTIFIED:
         sure = f"at most {points} on dev, which guarantees nothing"
     if best is not None:
-        return (
-            f"{best['name']}: {best['ratio']:.1f} times the teacher's texts per second at "
-            f"{100 * best['metric_difference']:+.1f} points; {sure}"
-        )
+        return f"{best['name']}: {_gain(best)}; {sure}"
     kept = [candidate for candidate in candidates if candidate["kept"]]
     if kept:
         nearest = max(kept, key=lambda candidate: float(candidate["ratio"]))
@@ -68,4 +65,28 @@ def verdict(
     return (
         f"nothing could be shown to stay within {points}; nearest is {nearest['name']}, which lost "
         f"{100 * nearest['risk']:.1f} points on dev: allow more, or give more dev rows"
+    )
+
+
+def unsure(best: Mapping[str, Any] | None, candidates: Sequence[Mapping[str, Any]]) -> str | None:
+    """A sentence on the fastest candidate that would be better than the best if only there were more dev rows."""
+    faster = [
+        candidate
+        for candidate in candidates
+        if not candidate["kept"]
+        and candidate["rows_needed"] is not None
+        and candidate["ratio"] is not None
+        and (best is None or candidate["ratio"] > best["ratio"])
+    ]
+    if not faster:
+        return None
+    fastest = max(faster, key=lambda candidate: float(candidate["ratio"]))
+    needed = f"about {fastest['rows_needed']:,} dev rows would tell"
+    return f"likely, but not sure: {fastest['name']}, {_gain(fastest)}; {needed}"
+
+
+def _gain(candidate: Mapping[str, Any]) -> str:
+    return (
+        f"{candidate['ratio']:.1f} times the teacher's texts per second at "
+        f"{100 * candidate['metric_difference']:+.1f} points"
     )

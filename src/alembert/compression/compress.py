@@ -11,10 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from alembert.benchmarks.calibration import full_model_logits
 from alembert.benchmarks.comparison import benchmark
 from alembert.benchmarks.comparison_settings import BenchmarkSettings
-from alembert.benchmarks.report_data import collect_report
-from alembert.benchmarks.report_runs import training_curves
 from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, RiskBudget
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json, write_text
@@ -27,7 +26,7 @@ from alembert.compression.candidates import (
     split_confidence,
 )
 from alembert.compression.card import compression_card
-from alembert.compression.choice import describe_candidate, verdict
+from alembert.compression.choice import describe_candidate, unsure, verdict
 from alembert.compression.durations import format_duration
 from alembert.compression.plan import (
     RECIPES,
@@ -39,6 +38,7 @@ from alembert.compression.plan import (
     reserve,
 )
 from alembert.compression.work_clock import WorkClock
+from alembert.compression.work_report import write_work_report
 from alembert.compression.work_state import STATE, open_state
 from alembert.data.task import Task
 from alembert.methods.distillation import distill
@@ -50,7 +50,6 @@ from alembert.models.loading import (
     run_configuration,
     weights_fingerprint,
 )
-from alembert.reports.report_files import check_report_extra, write_report
 from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.training.finetuning import finetune
 from alembert.training.settings import TrainingSettings
@@ -100,8 +99,8 @@ def compress(
         progress: called with a description, steps done and steps in all.
 
     Returns:
-        What summary.json holds: "verdict", "met", "best", "candidates", "trainings", "plan", "report" (the page),
-        "seconds".
+        What summary.json holds: "verdict", "met", "best", "unsure" (what more dev rows might add), "candidates",
+        "trainings", "plan", "report" (the page), "seconds".
 
     Raises:
         InputError: something given cannot serve; another work lies in `output_dir`; the ONNX extra is missing.
@@ -299,9 +298,10 @@ class _Work:
                 self.task.dataset("dev").num_rows,
             )
             budget = replace(budget, mode=EMPIRICAL)
-        reference = AdaptiveClassifier.from_pretrained(
+        teacher = AdaptiveClassifier.from_pretrained(
             str(self._run(TEACHER)), speed=0.0, max_length=self.max_length
         )
+        reference = full_model_logits(teacher, self.task, "dev", self.progress)
         certificates = {
             name: certify(folder, reference, self.task, budget, self.progress)
             for name, folder in exports.items()
@@ -316,14 +316,14 @@ class _Work:
     def _benchmark(
         self, exports: dict[str, Path], certificates: dict[str, Certificate]
     ) -> dict[str, dict[str, Any]]:
-        """Rows of the benchmark by model: those that keep to the budget, and the teacher as it is run today."""
+        """Rows of the benchmark by model: those within the budget on dev, and the teacher as it is run today."""
         path = self.folder / "benchmark" / "benchmark.json"
-        kept = [name for name in exports if certificates[name].kept]
-        names = {exports[name].name: name for name in kept}
-        if not path.exists() or self.state.get("benchmarked") != kept:
+        measured = [name for name in exports if certificates[name].within_on_dev]
+        names = {exports[name].name: name for name in measured}
+        if not path.exists() or self.state.get("benchmarked") != measured:
             split = "test" if "test" in self.task.splits else "dev"
             results = benchmark(
-                [str(self._run(TEACHER)), *(str(exports[name]) for name in kept)],
+                [str(self._run(TEACHER)), *(str(exports[name]) for name in measured)],
                 self.task,
                 split,
                 data_name=self.task.name,
@@ -338,7 +338,7 @@ class _Work:
                 progress=self.progress,
             )
             write_json(path, results)
-            self.state["benchmarked"] = kept
+            self.state["benchmarked"] = measured
             self._save()
         rows = read_json(path)["results"]
         found = {names[row["name"]]: row for row in rows if row["name"] in names and row["backend"] == "onnx"}
@@ -353,7 +353,7 @@ class _Work:
     ) -> dict[str, Any]:
         baseline = rows["baseline"]
         measured = {name: row for name, row in rows.items() if name != "baseline"}
-        beaten = dominated(measured)
+        beaten = dominated({name: row for name, row in measured.items() if certificates[name].kept})
         candidates = [
             describe_candidate(name, certificates[name], measured.get(name), baseline, name in beaten)
             for name in exports
@@ -371,6 +371,7 @@ class _Work:
                 best, candidates, replace(self.risk, mode=self.state["mode"]), self.min_speedup
             ),
             "best": best,
+            "unsure": unsure(best, candidates),
             "max_drop": self.risk.most,
             "confidence": self.risk.confidence,
             "mode": self.state["mode"],
@@ -400,53 +401,19 @@ class _Work:
     def _report(
         self, exports: dict[str, Path], certificates: dict[str, Certificate], summary: dict[str, Any]
     ) -> str | None:
-        """The page beside the summary; None where the extra for it is not installed."""
-        try:
-            check_report_extra()
-        except InputError as error:
-            logger.warning("No report: %s", error)
-            return None
-        results = read_json(self.folder / "benchmark" / "benchmark.json")
-        kept = [name for name in exports if certificates[name].kept]
-        collected = collect_report(
-            [str(self._run(TEACHER)), *(str(exports[name]) for name in kept)],
+        shown = {name: folder for name, folder in exports.items() if certificates[name].within_on_dev}
+        page = write_work_report(
+            self.folder / "report",
+            summary,
             self.task,
-            results["split"],
-            benchmark=results,
-            title=f"{self.task.name}, {results['split']}",
-            lead=None if summary["best"] is None else str(exports[summary["best"]["name"]]),
-            promise=self._promise(),
-            extra={
-                "compression": {
-                    "verdict": summary["verdict"],
-                    "candidates": summary["candidates"],
-                    "steps": [{"name": name} | record for name, record in summary["trainings"].items()],
-                }
-            },
+            replace(self.risk, mode=self.state["mode"]),
+            benchmark=read_json(self.folder / "benchmark" / "benchmark.json"),
+            teacher=self._run(TEACHER),
+            exports=shown,
+            runs={name: self._run(name) for name in shown},
             progress=self.progress,
         )
-        # An export has no log of its own: its curves are those of the run that it was made from.
-        for part, name in zip(collected["models"][1:], kept, strict=True):
-            part["run"]["training"] = part["run"]["training"] or training_curves(self._run(name))
-        write_report(collected, self.folder / "report")
-        return "report/report.html"
-
-    def _promise(self) -> dict[str, Any] | None:
-        """What holds of the chosen model, with all candidates tested together."""
-        if self.state["mode"] != CERTIFIED:
-            return None
-        return {
-            "risk": self.risk.risk,
-            "max_drop": self.risk.most,
-            "confidence": self.risk.confidence,
-            "mode": CERTIFIED,
-            "per_class": False,
-            "reference": "the teacher",
-            "rows": self.task.dataset("dev").num_rows,
-            "data": self.task.name,
-            "split": "dev",
-            "same_rows": "test" not in self.task.splits,
-        }
+        return None if page is None else page.relative_to(self.folder).as_posix()
 
     def _note(self, name: str, status: str, reason: str | None, seconds: float) -> None:
         self.state["trainings"][name] = {"status": status, "reason": reason, "seconds": round(seconds, 1)}

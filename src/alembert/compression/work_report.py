@@ -1,0 +1,90 @@
+"""The page of a finished `alembert compress`: the models that it measured, and what it made of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from alembert.benchmarks.report_data import collect_report
+from alembert.benchmarks.report_runs import training_curves
+from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
+from alembert.common.errors import InputError
+from alembert.data.task import Task
+from alembert.reports.report_files import check_report_extra, write_report
+
+logger = logging.getLogger("alembert")
+
+
+def write_work_report(
+    folder: Path,
+    summary: Mapping[str, Any],
+    task: Task,
+    risk: RiskBudget,
+    *,
+    benchmark: Mapping[str, Any],
+    teacher: Path,
+    exports: Mapping[str, Path],
+    runs: Mapping[str, Path],
+    progress: Callable[[str, int, int], None],
+) -> Path | None:
+    """Writes the page with its pictures and data into `folder`, and returns it.
+
+    None where the extra that it needs is not installed, which a warning says.
+
+    Args:
+        folder: for the page.
+        summary: what summary.json holds.
+        task: as the benchmark read it.
+        risk: what was asked, in the mode in which it was tested.
+        benchmark: results of the measured models.
+        teacher: its run.
+        exports, runs: by name, of the models to be shown.
+        progress: called with a description, steps done and steps in all.
+    """
+    try:
+        check_report_extra()
+    except InputError as error:
+        logger.warning("No report: %s", error)
+        return None
+    collected = collect_report(
+        [str(teacher), *map(str, exports.values())],
+        task,
+        benchmark["split"],
+        benchmark=benchmark,
+        title=f"{task.name}, {benchmark['split']}",
+        lead=None if summary["best"] is None else str(exports[summary["best"]["name"]]),
+        promise=_promise(risk, task),
+        extra={
+            "compression": {
+                "verdict": summary["verdict"],
+                "candidates": summary["candidates"],
+                "steps": [{"name": name} | record for name, record in summary["trainings"].items()],
+            }
+        },
+        progress=progress,
+    )
+    # An export has no log of its own: its curves are those of the run that it was made from.
+    for part, name in zip(collected["models"][1:], exports, strict=True):
+        part["run"]["training"] = part["run"]["training"] or training_curves(runs[name])
+    write_report(collected, folder)
+    return folder / "report.html"
+
+
+def _promise(risk: RiskBudget, task: Task) -> dict[str, Any] | None:
+    """What holds of the chosen model, with all candidates tested together."""
+    if risk.mode != CERTIFIED:
+        return None
+    return {
+        "risk": risk.risk,
+        "max_drop": risk.most,
+        "confidence": risk.confidence,
+        "mode": CERTIFIED,
+        "per_class": False,
+        "reference": "the teacher",
+        "rows": task.dataset("dev").num_rows,
+        "data": task.name,
+        "split": "dev",
+        "same_rows": "test" not in task.splits,
+    }
