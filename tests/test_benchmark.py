@@ -261,6 +261,7 @@ def test_numbers_of_a_row(task: alembert.Task) -> None:
     assert row["mean_ms"] == pytest.approx(4.0)
     assert row["p95_ms"] == pytest.approx(np.quantile([2, 6, 4, 4], 0.95))
     assert row["p50_ratio_to_baseline"] == pytest.approx((10 / 4 + 20 / 4) / 2)
+    assert row["p50_ratio_to_baseline_quartiles"] == pytest.approx([10 / 4 + 2.5 / 4, 20 / 4 - 2.5 / 4])
     assert row["full_depth"] == {
         "ratio": 3.0,
         "ratio_quartiles": [2.5, 3.5],
@@ -269,6 +270,7 @@ def test_numbers_of_a_row(task: alembert.Task) -> None:
         "ratio_over_speedup": 3.0 / 2.0,
         "ratio_over_paper_speedup": 3.0 / 1.6,
         "latency_ratio": pytest.approx((10 / 4 + 20 / 4) / 2),
+        "latency_ratio_quartiles": pytest.approx([2.5 + 2.5 / 4, 5 - 2.5 / 4]),
         "latency_speedup": 1.0,  # the one text that was run alone never left
         "latency_speedup_executed": 8 / 6.5,
         "latency_ratio_over_speedup": pytest.approx(3.75 * 6.5 / 8),

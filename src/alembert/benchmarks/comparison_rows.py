@@ -241,7 +241,9 @@ class Measurements:
         if self.latencies:
             # Means, because the MACs that they are compared with are means.
             means = np.mean(self.latencies[candidate.title], axis=1)
-            latency = float(np.median(np.mean(self.latencies[full.title], axis=1) / means))
+            ratios = np.mean(self.latencies[full.title], axis=1) / means
+            latency = float(np.median(ratios))
+            result["latency_ratio_quartiles"] = np.quantile(ratios, [0.25, 0.75]).tolist()
             alone = _speedups(full, candidate, self.sample[: self.latency_rows], latency)
             result |= {f"latency_{name}": value for name, value in ({"ratio": latency} | alone).items()}
         return result
@@ -285,15 +287,17 @@ def _times_fewer(
 
 def _latency(rounds: list[list[float]] | None, baseline: list[list[float]] | None) -> dict[str, Any]:
     if rounds is None or baseline is None:
-        return dict.fromkeys(("p50_ms", "p95_ms", "p99_ms", "mean_ms", "p50_ratio_to_baseline"))
+        ratios_of_p50 = ("p50_ratio_to_baseline", "p50_ratio_to_baseline_quartiles")
+        return dict.fromkeys(("p50_ms", "p95_ms", "p99_ms", "mean_ms", *ratios_of_p50))
     p50, p95, p99 = (1000 * np.quantile(rounds, [0.5, 0.95, 0.99])).tolist()
-    medians, others = np.median(rounds, axis=1), np.median(baseline, axis=1)
+    ratios = np.median(baseline, axis=1) / np.median(rounds, axis=1)
     return {
         "p50_ms": p50,
         "p95_ms": p95,
         "p99_ms": p99,
         "mean_ms": float(1000 * np.mean(rounds)),
-        "p50_ratio_to_baseline": float(np.median(others / medians)),
+        "p50_ratio_to_baseline": float(np.median(ratios)),
+        "p50_ratio_to_baseline_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
     }
 
 
