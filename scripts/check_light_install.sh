@@ -50,7 +50,7 @@ AdaptiveClassifier.from_pretrained(sys.argv[1]).predict("a short text")
 print(time.perf_counter() - start)
 """
 command = [sys.executable, "-c", FIRST_ANSWER, sys.argv[1]]
-starts = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5)]
+starts = [float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout) for _ in range(5)]
 median = statistics.median(starts)
 print(f"import and first prediction: {median:.2f} s, median of {len(starts)} fresh processes")
 if median > MOST:

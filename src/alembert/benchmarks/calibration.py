@@ -91,8 +91,8 @@ def calibrate(
         reference: another model, run at its full depth, that drop and disagreement are against: the teacher of a
             model whose own full answers are not the teacher's. With it a model without exits can be tested too.
         reference_name: for the record.
-        answers: of all exits to the split's texts, where they are known already.
-        reference_logits: (rows, labels), those of a reference that has answered already, in place of `reference`.
+        answers: of all the classifier's exits to the split's texts in their order, where they are known already.
+        reference_logits: (rows, labels), of a reference that has answered these texts already, in place of `reference`.
         policy, top_k, renormalise: over the classifier's.
         speeds: to be tested, in [0, 1]; they must be chosen without looking at the rows.
         progress: called with a description, steps done and steps in all.
@@ -212,19 +212,23 @@ def rows_to_certify(
     task: Task,
     split: str,
     budget: RiskBudget,
-    speed: float,
+    speeds: Sequence[float],
     *,
     answers: ExitAnswers,
     reference_logits: Array | None = None,
 ) -> int | None:
-    """About how many rows would certify a speed with 80% probability, going by those of the split.
+    """About how many rows would certify every one of some speeds, each with 80% probability, going by the split's.
 
-    Arguments are those of `calibrate`. None where the risk seen is not below the budget.
+    A speed is certified after all below it, 0 included, so these belong among `speeds`. Other arguments are those of
+    `calibrate`. None where a risk seen is not below the budget.
     """
     labels = np.asarray(task.dataset(split)["labels"])
     replayed = ReplayedExits(answers, classifier.policy(), labels, reference_logits)
     groups = _groups(labels, task, budget)
-    return _RiskTest(replayed, groups, budget, budget.loss_kind(task.problem_type)).rows_needed(speed)
+    test = _RiskTest(replayed, groups, budget, budget.loss_kind(task.problem_type))
+    needed = [test.rows_needed(speed) for speed in speeds]
+    known = [rows for rows in needed if rows is not None]
+    return max(known) if len(known) == len(needed) else None
 
 
 def store(results: dict[str, Any], model: str | Path, path: str | Path | None = None) -> Path:

@@ -126,12 +126,16 @@ class Opener:
         for name, fact in zip(names, facts, strict=True):
             for precision in (fact.precision,) if fact.exported else settings.torch_precisions:
                 opened = self._open(name, fact, ALEMBERT, precision)
-                candidates += [dataclasses.replace(opened, speed=speed) for speed in self._speeds(opened)]
+                candidates += [
+                    dataclasses.replace(opened, speed=speed) for speed in self._speeds(opened, fact)
+                ]
         return candidates
 
-    def _speeds(self, opened: Candidate) -> tuple[float, ...]:
+    def _speeds(self, opened: Candidate, fact: ModelFacts) -> tuple[float, ...]:
         if not opened.has_exits:
             return (0.0,)
+        if fact.source in self.settings.model_speeds:
+            return (self.settings.model_speeds[fact.source],)
         if self.settings.speeds is not None:
             return tuple(dict.fromkeys(self.settings.speeds))
         # Speed 0 is also what a model has that nobody gave a speed.

@@ -74,6 +74,11 @@ def export(
     """Writes a model as ONNX graphs that run without torch, in float32 or int8."""
     if runtime not in RUNTIMES:
         raise InputError(f"--runtime {runtime}: choose one of {', '.join(RUNTIMES)}")
+    labelled_options = {"--split": split, "--max-rows": max_rows, "--task": task, "--label-column": label_column,
+                        "--label-separator": label_separator, "--label-type": label_type}  # fmt: skip
+    unread = [name for name, value in labelled_options.items() if value is not None]
+    if data is None and unread:
+        raise InputError(f"{unread[0]} is about labelled texts: name them with --data, or leave it out")
     o.quiet_libraries()
     from alembert.benchmarks.export_quality import export_quality
     from alembert.benchmarks.pruning import segment_macs

@@ -55,14 +55,14 @@ class Certificate:
     """How a model stands to the budget.
 
     Attributes:
-        kept: whether it surely keeps to the budget at some speed.
+        kept: whether it keeps to the budget at some speed: surely, or, in "empirical" mode, on dev.
         speed: the largest such speed. Where there is none, the largest at which it lost half of the budget on dev at
             most, else 0. 0 for models without exits.
         risk: the drop seen on dev at that speed.
-        macs: per text at that speed; None where the budget was not kept to even on dev.
+        macs: per text at that speed; None where even speed 0 lost more than half of the budget on dev.
         reason: why it is not kept; None where it is.
-        rows_needed: dev rows that would probably make it sure, going by what was seen; None where it is kept, and where
-            no number would do.
+        rows_needed: dev rows that would probably make it sure, going by what was seen; None where it is kept, where no
+            number would do, and in "empirical" mode.
     """
 
     kept: bool
@@ -83,7 +83,13 @@ class Certificate:
 
 
 def certify(
-    exported: Path, reference_logits: NDArray[Any], task: Task, budget: RiskBudget, progress: Progress
+    exported: Path,
+    reference_logits: NDArray[Any],
+    task: Task,
+    budget: RiskBudget,
+    progress: Progress,
+    *,
+    max_length: int | None = None,
 ) -> Certificate:
     """Finds the largest speed of an exported model at which it keeps to the budget against the teacher.
 
@@ -95,8 +101,9 @@ def certify(
         task: with a dev split.
         budget: in either mode.
         progress: called with a description, steps done and steps in all.
+        max_length: of texts, in tokens; None = the model's own.
     """
-    classifier = AdaptiveClassifier.from_pretrained(exported, speed=0.0)
+    classifier = AdaptiveClassifier.from_pretrained(exported, speed=0.0, max_length=max_length)
     answers = collect_answers(
         classifier,
         task_texts(task, "dev"),
@@ -122,10 +129,10 @@ def certify(
     try:
         record = at_largest_speed(budget)
     except NothingCertifiedError as error:
-        if error.rows_needed is None:
+        within = _PROMISING_SHARE * budget.most
+        if error.rows_needed is None or error.risk > within:
             (exported / CALIBRATION_FILE).unlink(missing_ok=True)
-            return Certificate(False, 0.0, error.risk, None, str(error))
-        within = max(_PROMISING_SHARE * budget.most, error.risk)
+            return Certificate(False, 0.0, error.risk, None, str(error), error.rows_needed)
         record = at_largest_speed(replace(budget, mode=EMPIRICAL, most=within))
         seen = record["at_speed"]
         needed = rows_to_certify(
@@ -133,7 +140,7 @@ def certify(
             task,
             "dev",
             budget,
-            record["speed"],
+            [row["speed"] for row in record["curve"] if row["accepted"]],
             answers=answers,
             reference_logits=reference_logits,
         )

@@ -8,6 +8,8 @@ from typing import Any
 from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
 from alembert.compression.candidates import Certificate
 
+_MOST_TIMES_THE_ROWS = 10
+
 
 def describe_candidate(
     name: str,
@@ -68,21 +70,36 @@ def verdict(
     )
 
 
-def unsure(best: Mapping[str, Any] | None, candidates: Sequence[Mapping[str, Any]]) -> str | None:
-    """A sentence on the fastest candidate that would be better than the best if only there were more dev rows."""
+def unsure(
+    best: Mapping[str, Any] | None,
+    candidates: Sequence[Mapping[str, Any]],
+    dev_rows: int,
+    *,
+    min_speedup: float | None = None,
+) -> str | None:
+    """A sentence on the fastest candidate that might be taken if there were more dev rows; None where there is none.
+
+    Args:
+        best: the candidate that was taken, or None.
+        candidates: all, as `describe_candidate` gives them.
+        dev_rows: how many there are; what would take over ten times as many is not spoken of.
+        min_speedup: what was asked besides the drop.
+    """
+    least = max(min_speedup or 0.0, 0.0 if best is None else float(best["ratio"]))
     faster = [
         candidate
         for candidate in candidates
         if not candidate["kept"]
         and candidate["rows_needed"] is not None
+        and candidate["rows_needed"] <= _MOST_TIMES_THE_ROWS * dev_rows
         and candidate["ratio"] is not None
-        and (best is None or candidate["ratio"] > best["ratio"])
+        and candidate["ratio"] > least
     ]
     if not faster:
         return None
     fastest = max(faster, key=lambda candidate: float(candidate["ratio"]))
     needed = f"about {fastest['rows_needed']:,} dev rows would tell"
-    return f"likely, but not sure: {fastest['name']}, {_gain(fastest)}; {needed}"
+    return f"perhaps, but not surely: {fastest['name']}, {_gain(fastest)}; {needed}"
 
 
 def _gain(candidate: Mapping[str, Any]) -> str:

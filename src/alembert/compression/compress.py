@@ -39,7 +39,7 @@ from alembert.compression.plan import (
 )
 from alembert.compression.work_clock import WorkClock
 from alembert.compression.work_report import write_work_report
-from alembert.compression.work_state import STATE, open_state
+from alembert.compression.work_state import STATE, SUMMARY, open_state
 from alembert.data.task import Task
 from alembert.methods.distillation import distill
 from alembert.models.loading import (
@@ -55,7 +55,7 @@ from alembert.training.finetuning import finetune
 from alembert.training.settings import TrainingSettings
 
 Progress = Callable[[str, int, int], None]
-CLOCK, SUMMARY = "clock.json", "summary.json"
+CLOCK = "clock.json"
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 _DEFAULT_MAX_LENGTH = 128
 _SUFFIX = "-int8"
@@ -136,8 +136,12 @@ class _Work:
         self.model, self.task, self.folder, self.risk = model, task, folder, risk
         self.min_speedup, self.budget, self.seed, self.progress = min_speedup, budget, seed, progress
         self._check()
-        trained = run_configuration(model).get("settings", {})
-        self.max_length = max_length or int(trained.get("max_length", _DEFAULT_MAX_LENGTH))
+        trained = run_configuration(model).get("settings", {}).get("max_length")
+        if max_length is not None and trained is not None and max_length > trained:
+            raise InputError(
+                f"max_length is {max_length}, and {model} was trained with {trained}: give that or less"
+            )
+        self.max_length = max_length or trained or _DEFAULT_MAX_LENGTH
         self.state = self._open(overwrite)
 
     def _check(self) -> None:
@@ -281,8 +285,15 @@ class _Work:
         exports = {}
         with_exits = {recipe.name for recipe in RECIPES if recipe.exits}
         for name in self._trained():
-            exports[name] = self.folder / "exports" / f"{name}{_SUFFIX}"
-            export_once(self._run(name), exports[name], self.progress, has_exits=name in with_exits)
+            folder = self.folder / "exports" / f"{name}{_SUFFIX}"
+            try:
+                export_once(self._run(name), folder, self.progress, has_exits=name in with_exits)
+            except InputError as error:
+                logger.warning("%s cannot be exported: %s", name, error)
+                continue
+            exports[name] = folder
+        if not exports:
+            raise InputError(f"{self.folder}: none of the models can be exported; the messages above say why")
         return exports
 
     def _certify(self, exports: dict[str, Path]) -> dict[str, Certificate]:
@@ -303,7 +314,7 @@ class _Work:
         )
         reference = full_model_logits(teacher, self.task, "dev", self.progress)
         certificates = {
-            name: certify(folder, reference, self.task, budget, self.progress)
+            name: certify(folder, reference, self.task, budget, self.progress, max_length=self.max_length)
             for name, folder in exports.items()
         }
         self.state |= {
@@ -316,7 +327,7 @@ class _Work:
     def _benchmark(
         self, exports: dict[str, Path], certificates: dict[str, Certificate]
     ) -> dict[str, dict[str, Any]]:
-        """Rows of the benchmark by model: those within the budget on dev, and the teacher as it is run today."""
+        """Rows of the benchmark by model, at its speed: those within the budget on dev, and the teacher in fp32."""
         path = self.folder / "benchmark" / "benchmark.json"
         measured = [name for name in exports if certificates[name].within_on_dev]
         names = {exports[name].name: name for name in measured}
@@ -332,6 +343,7 @@ class _Work:
                     repeats=3,
                     timing_rows=256,
                     latency_rows=32,
+                    model_speeds={str(exports[name]): certificates[name].speed for name in measured},
                     max_length=self.max_length,
                     seed=self.seed,
                 ),
@@ -371,7 +383,10 @@ class _Work:
                 best, candidates, replace(self.risk, mode=self.state["mode"]), self.min_speedup
             ),
             "best": best,
-            "unsure": unsure(best, candidates),
+            "unsure": unsure(
+                best, candidates, self.task.dataset("dev").num_rows, min_speedup=self.min_speedup
+            ),
+            "split": "test" if "test" in self.task.splits else "dev",
             "max_drop": self.risk.most,
             "confidence": self.risk.confidence,
             "mode": self.state["mode"],

@@ -58,7 +58,7 @@ def write_work_report(
         promise=_promise(risk, task),
         extra={
             "compression": {
-                "verdict": summary["verdict"],
+                "verdict": ". ".join(filter(None, (summary["verdict"], summary["unsure"]))),
                 "candidates": summary["candidates"],
                 "steps": [{"name": name} | record for name, record in summary["trainings"].items()],
             }
@@ -68,6 +68,15 @@ def write_work_report(
     # An export has no log of its own: its curves are those of the run that it was made from.
     for part, name in zip(collected["models"][1:], exports, strict=True):
         part["run"]["training"] = part["run"]["training"] or training_curves(runs[name])
+    if summary["best"] is not None:
+        # A model that is not sure to keep to the budget is no better offer; the sentence above speaks of it.
+        unsure = {
+            exports[row["name"]].name
+            for row in summary["candidates"]
+            if row["name"] in exports and not row["kept"]
+        }
+        better = collected["verdict"]["beaten_by"]
+        collected["verdict"]["beaten_by"] = [row for row in better if row["name"] not in unsure]
     write_report(collected, folder)
     return folder / "report.html"
 

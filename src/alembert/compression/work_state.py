@@ -9,7 +9,9 @@ from typing import Any
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json
 
-STATE = "compress.json"
+STATE, SUMMARY = "compress.json", "summary.json"
+OF_AIMS = ("best", "report", "benchmark")
+"""Folders of results that depend on what was asked."""
 OF_TRAININGS = ("configuration", "plan", "needs_finetuning", "seconds_after_training", "trainings")
 """Entries of the record that do not depend on what the result is to be."""
 
@@ -19,7 +21,8 @@ def open_state(
 ) -> dict[str, Any]:
     """The record of the work in `folder`, or that of a new one.
 
-    A work with the same `configuration` and other `aims` keeps what it has trained; what follows is done anew.
+    A work with the same `configuration` and other `aims` keeps what it has trained; what follows is done anew, and its
+    former results are removed.
 
     Raises InputError, and touches nothing, where something else lies there; with `overwrite` another work is replaced.
     """
@@ -27,10 +30,14 @@ def open_state(
     if path.exists():
         state: dict[str, Any] = read_json(path)
         differing = [key for key, value in configuration.items() if state["configuration"].get(key) != value]
-        if not differing:
-            if state.get("aims") != aims:
-                state = {key: value for key, value in state.items() if key in OF_TRAININGS} | {"aims": aims}
-                write_json(path, state)
+        if not differing and state.get("aims") == aims:
+            return state
+        if not differing and not overwrite:
+            state = {key: value for key, value in state.items() if key in OF_TRAININGS} | {"aims": aims}
+            write_json(path, state)
+            (folder / SUMMARY).unlink(missing_ok=True)
+            for name in OF_AIMS:
+                shutil.rmtree(folder / name, ignore_errors=True)
             return state
         if not overwrite:
             raise InputError(

@@ -164,6 +164,11 @@ def bootstrap_difference_interval(
         shares = [lost / rows, gained / rows, (rows - lost - gained) / rows]
         drawn = random.multinomial(rows, shares, size=resamples)
         differences = (drawn[:, 1] - drawn[:, 0]) / rows
+    elif problem_type == "single_label_classification":
+        triples, counts = np.unique(np.stack([labels, found, expected], axis=1), axis=0, return_counts=True)
+        draws_of_triples = random.multinomial(rows, counts / rows, size=resamples)
+        differences = _scores_of_counts(metric, triples[:, 0], triples[:, 1], draws_of_triples)
+        differences = differences - _scores_of_counts(metric, triples[:, 0], triples[:, 2], draws_of_triples)
     else:
         draws = (random.integers(rows, size=rows) for _ in range(resamples))
         differences = np.array(

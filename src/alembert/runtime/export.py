@@ -73,7 +73,7 @@ def export_classifier(
 
     Raises:
         InputError: no `onnx` extra; the model cannot be read; an exit that it does not have; `output` is taken;
-            a merged graph is asked for and the policy is patience.
+            a merged graph is asked for and the policy is patience; a graph would be larger than `LARGEST_GRAPH`.
     """
     _check_installed()
     if precision not in PRECISIONS:
