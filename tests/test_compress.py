@@ -282,6 +282,11 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
     page = (output / "report" / "report.html").read_text()
     assert "Compression" in page and "student-exits" in page
     assert "lost against the teacher" in page
+    lines = read_json(output / "report" / "report.json")["compression"]
+    assert [line["model"] for line in lines["candidates"]] == [
+        f"{row['name']}, int8" for row in summary["candidates"]
+    ]
+    assert {line["outcome"] for line in lines["candidates"]} >= {"best"} and len(lines["steps"]) == 3
     verdict = read_json(output / "report" / "report.json")["verdict"]
     assert (verdict["model"], verdict["ratio"]) == (f"{best['name']}-int8", best["ratio"])
     assert (verdict["guarantee"]["max_drop"], verdict["guarantee"]["confidence"]) == (0.3, 0.95)

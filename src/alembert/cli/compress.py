@@ -129,17 +129,17 @@ def _print(summary: dict[str, Any], output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from alembert.compression.choice import outcome
+
     console = Console(highlight=False)
     table = Table(title="candidates, int8 on ONNX Runtime")
     for column in ("model", "speed", "metric", "difference", "texts/s", "× teacher", "note"):
         table.add_column(column, justify="left" if column in ("model", "note") else "right")
     for row in summary["candidates"]:
-        best = summary["best"] is not None and row["name"] == summary["best"]["name"]
+        note = outcome(row, summary["best"])
         if row["ratio"] is None:
-            lost = f"{-100 * row['risk']:+.1f} on dev"
-            table.add_row(row["name"], "–", "–", lost, "–", "–", "over the budget")
+            table.add_row(row["name"], "–", "–", f"{-100 * row['risk']:+.1f} on dev", "–", "–", note)
             continue
-        note = "best" if best else "dominated" if row["dominated"] else ""
         table.add_row(
             row["name"],
             f"{row['speed']:g}",
@@ -147,7 +147,7 @@ def _print(summary: dict[str, Any], output: Path) -> None:
             f"{100 * row['metric_difference']:+.1f}",
             f"{row['texts_per_second']:,.0f}",
             f"{row['ratio']:.1f}",
-            note if row["kept"] else "not sure",
+            note,
         )
     console.print(table)
     for name, training in summary["trainings"].items():

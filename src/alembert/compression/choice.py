@@ -36,6 +36,17 @@ def describe_candidate(
     )
 
 
+def outcome(candidate: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
+    """What became of a candidate, in a word or two."""
+    if best is not None and candidate["name"] == best["name"]:
+        return "best"
+    if candidate["ratio"] is None:
+        return "over the budget"
+    if not candidate["kept"]:
+        return f"not sure: takes about {candidate['rows_needed']:,} dev rows"
+    return "dominated" if candidate["dominated"] else "keeps to the budget"
+
+
 def verdict(
     best: Mapping[str, Any] | None,
     candidates: Sequence[Mapping[str, Any]],

@@ -11,6 +11,8 @@ from alembert.benchmarks.report_data import collect_report
 from alembert.benchmarks.report_runs import training_curves
 from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
 from alembert.common.errors import InputError
+from alembert.compression.choice import outcome
+from alembert.compression.durations import format_duration
 from alembert.data.task import Task
 from alembert.reports.report_files import check_report_extra, write_report
 
@@ -59,8 +61,8 @@ def write_work_report(
         extra={
             "compression": {
                 "verdict": ". ".join(filter(None, (summary["verdict"], summary["unsure"]))),
-                "candidates": summary["candidates"],
-                "steps": [{"name": name} | record for name, record in summary["trainings"].items()],
+                "candidates": [_candidate(row, summary["best"], task) for row in summary["candidates"]],
+                "steps": [_step(name, record) for name, record in summary["trainings"].items()],
             }
         },
         progress=progress,
@@ -79,6 +81,34 @@ def write_work_report(
         collected["verdict"]["beaten_by"] = [row for row in better if row["name"] not in unsure]
     write_report(collected, folder)
     return folder / "report.html"
+
+
+def _candidate(row: Mapping[str, Any], best: Mapping[str, Any] | None, task: Task) -> dict[str, str]:
+    """A candidate as a line of the page's table."""
+
+    def number(name: str, shape: str, factor: float = 1.0) -> str:
+        return "–" if row[name] is None else format(factor * row[name], shape)
+
+    return {
+        "model": f"{row['name']}, {row['precision']}",
+        "speed": "–" if row["ratio"] is None else f"{row['speed']:g}",
+        task.main_metric: number("metric", ".1f", 100),
+        "difference": number("metric_difference", "+.1f", 100),
+        "texts/s": number("texts_per_second", ",.0f"),
+        "times the teacher's": number("ratio", ".1f"),
+        "p50 ms": number("p50_ms", ".1f"),
+        "lost on dev": number("risk", ".1f", 100),
+        "outcome": outcome(row, best),
+    }
+
+
+def _step(name: str, record: Mapping[str, Any]) -> dict[str, str]:
+    reason = "" if record["reason"] is None else f": {record['reason']}"
+    return {
+        "training": name,
+        "outcome": record["status"] + reason,
+        "took": format_duration(record["seconds"]),
+    }
 
 
 def _promise(risk: RiskBudget, task: Task) -> dict[str, Any] | None:

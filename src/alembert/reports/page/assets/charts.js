@@ -50,6 +50,10 @@ const Charts = (() => {
     const low = Math.min(...known), high = Math.max(...known), room = (high - low || Math.abs(high) || 1) * margin;
     return [low - room, high + room];
   }
+  function atLeast(domain, span) {
+    const missing = Math.max(0, span - (domain[1] - domain[0])) / 2;
+    return [domain[0] - missing, domain[1] + missing];
+  }
 
   /* Figures. */
   const grouped = (value, digits) => value.toLocaleString("en-US", {minimumFractionDigits: digits, maximumFractionDigits: digits});
@@ -164,5 +168,5 @@ const Charts = (() => {
     return "rgb(" + from.map((value, k) => Math.round(value + (to[k] - value) * (place - low))).join(",") + ")";
   }
 
-  return {svg, html, frame, path, mark, explorable, extent, ramp, number, points, signed, times, money, showTip, hideTip, shapes: Object.keys(SHAPES)};
+  return {svg, html, frame, path, mark, explorable, extent, atLeast, ramp, number, points, signed, times, money, showTip, hideTip, shapes: Object.keys(SHAPES)};
 })();

@@ -1,9 +1,10 @@
 "use strict";
 /* The page's parts, drawn from the report's JSON. */
 (() => {
-  const {svg, html, frame, path, mark, explorable, extent, ramp, number, points, signed, times, money} = Charts;
+  const {svg, html, frame, path, mark, explorable, extent, atLeast, ramp, number, points, signed, times, money} = Charts;
   const report = JSON.parse(document.getElementById("report").textContent);
   const metric = report.task.metric.replaceAll("_", " ");
+  const ONE_POINT = 0.01;
   const byId = id => document.getElementById(id);
   const baseline = report.candidates[0];
   const state = {
@@ -62,7 +63,7 @@
     const chart = frame(holder, {
       height: narrow ? 320 : 400, title: `${metric} against ${axis.label}`,
       x: {domain: [low / 1.18, high * 1.18], log: true, label: axis.label},
-      y: {domain: extent(known.map(row => row.metric), 0.12), format: value => points(value), label: metric},
+      y: {domain: atLeast(extent(known.map(row => row.metric), 0.12), ONE_POINT), format: value => points(value), label: metric},
       margin: {top: 26, left: narrow ? 40 : 48},
     });
     const {X, Y} = chart, x = row => X(row[key] * scale), marks = [];
@@ -175,11 +176,12 @@
     const known = curve.speedup.every(value => value !== null);
     const xs = known ? curve.speedup : e.speeds;
     const holder = byId("curve-chart");
+    const scores = atLeast(extent([...curve.low, ...curve.high], 0.03), ONE_POINT), digits = scores[1] - scores[0] < 5 * ONE_POINT ? 1 : 0;
     const chart = frame(holder, {
       height: 300, title: `${metric} along the speeds`, margin: {top: 26},
       x: known ? {domain: extent(xs, 0.02), log: true, label: "times fewer operations (logarithmic)", format: value => number(value) + "×", ticks: 5}
         : {domain: [0, 1], label: "speed"},
-      y: {domain: extent([...curve.low, ...curve.high], 0.03), format: value => points(value, 0), label: metric},
+      y: {domain: scores, format: value => points(value, digits), label: metric},
     });
     const at = index => [chart.X(xs[index]), chart.Y(curve.metric[index])], all = e.speeds.map((_, index) => index);
     const band = [...all.map(i => [chart.X(xs[i]), chart.Y(curve.high[i])]), ...all.slice().reverse().map(i => [chart.X(xs[i]), chart.Y(curve.low[i])])];
