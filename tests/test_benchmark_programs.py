@@ -312,3 +312,10 @@ def test_cuts_of_data_are_always_the_same(program: Any, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in output.rglob("*.tsv")}
     program("student_data").main([str(data), str(output)])
     assert {path: path.read_bytes() for path in output.rglob("*.tsv")} == before
+
+
+def test_ways_from_graph_to_graph(program: Any) -> None:
+    arguments = ["--model", "2x24", "--exits", "1", "--batch", "2x5", "--precision", "fp32", "--repeats", "1"]
+    rows = program("io_binding").main(arguments)["results"]
+    assert [row["way"] for row in rows] == ["arrays", "OrtValues", "IO binding"]
+    assert rows[0]["gain"] == 1.0 and all(row["ms"] > 0 and row["gain"] > 0 for row in rows)
