@@ -319,3 +319,24 @@ def test_ways_from_graph_to_graph(program: Any) -> None:
     rows = program("io_binding").main(arguments)["results"]
     assert [row["way"] for row in rows] == ["arrays", "OrtValues", "IO binding"]
     assert rows[0]["gain"] == 1.0 and all(row["ms"] > 0 and row["gain"] > 0 for row in rows)
+
+
+def test_a_summary_of_compressions(program: Any, tmp_path: Path) -> None:
+    row = {"name": "teacher", "kept": True, "dominated": False, "speed": 0.0, "metric": 0.9172, "risk": 0.001,
+           "metric_difference": 0.0006, "texts_per_second": 1177.4, "ratio": 7.594, "p50_ms": 2.32,
+           "rows_needed": None}  # fmt: skip
+    measured = dict.fromkeys(("metric", "metric_difference", "texts_per_second", "ratio", "p50_ms"))
+    over = row | measured | {"name": "student", "kept": False, "risk": 0.012}
+    summary = {"verdict": "teacher: 7.6 times", "unsure": "perhaps: exits", "best": row, "candidates": [row, over],
+               "seconds": 1322, "budget_seconds": 2400,
+               "trainings": {"student": {"status": "done", "reason": None, "seconds": 505.2}}}  # fmt: skip
+    (tmp_path / "compress-some.json").write_text(json.dumps(summary))
+    output = tmp_path / "tables.md"
+    page = program("summarise_compression").main(
+        ["--output", str(output), str(tmp_path / "compress-some.json")]
+    )
+    assert output.read_text() == page
+    assert "## some" in page and "**Teacher: 7.6 times.**" in page and "Perhaps: exits." in page
+    assert "It took 22 min of 40 min. Trained: student 8 min." in page
+    assert "| teacher | 0 | 91.7 | +0.1 | 1,177 | 7.6 | 2.3 | 0.1 | best |" in page
+    assert "| student | – | – | – | – | – | – | 1.2 | over the budget |" in page
