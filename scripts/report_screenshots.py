@@ -18,11 +18,11 @@ SECTIONS = {
     "verdict": ("verdict", "trade"),
     "speed": ("speed",),
     "exits": ("exits",),
-    "examples": ("examples",),
     "training": ("training", "transport"),
     "compression": ("compression",),
 }
-"""Pictures by name, and the sections of the page that each shows; what a page lacks is left out."""
+"""Pictures by name, and the sections of the page that each shows, without the texts of the data; what a page lacks is
+left out."""
 WIDTH, HEIGHT, PHONE = 1180, 900, {"width": 390, "height": 844}
 
 
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     parser.add_argument("page", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--prefix", default="")
+    parser.add_argument("--model", help="the model whose exits are shown; the page's own choice unless given")
     given = parser.parse_args(arguments)
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
@@ -49,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
         browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
         desktop = {"viewport": {"width": WIDTH, "height": HEIGHT}, "reduced_motion": "reduce"}
         page = _open(browser, address, **desktop)
+        if given.model:
+            names = page.locator("#model option").all_text_contents()
+            place = [name.removesuffix(" (exits)").strip() for name in names].index(given.model)
+            page.select_option("#model", index=place)
         for name, sections in SECTIONS.items():
             found = [page.locator(f"#{section}") for section in sections]
             shown = [box for part in found if part.count() and (box := part.bounding_box())]

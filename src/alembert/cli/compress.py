@@ -136,7 +136,7 @@ def _print(summary: dict[str, Any], output: Path) -> None:
     for column in ("model", "speed", "metric", "difference", "texts/s", "× teacher", "note"):
         table.add_column(column, justify="left" if column in ("model", "note") else "right")
     for row in summary["candidates"]:
-        note = outcome(row, summary["best"])
+        note = outcome(row, summary["best"]).partition(":")[0]
         if row["ratio"] is None:
             table.add_row(row["name"], "–", "–", f"{-100 * row['risk']:+.1f} on dev", "–", "–", note)
             continue

@@ -66,7 +66,7 @@ def verdict(
     if budget.mode != CERTIFIED:
         sure = f"at most {points} on dev, which guarantees nothing"
     if best is not None:
-        return f"{best['name']}: {_gain(best)}; {sure}"
+        return f"{best['name']} in {best['precision']}: {_gain(best)}; {sure}"
     kept = [candidate for candidate in candidates if candidate["kept"]]
     if kept:
         nearest = max(kept, key=lambda candidate: float(candidate["ratio"]))

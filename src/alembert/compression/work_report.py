@@ -60,7 +60,9 @@ def write_work_report(
         promise=_promise(risk, task),
         extra={
             "compression": {
-                "verdict": ". ".join(filter(None, (summary["verdict"], summary["unsure"]))),
+                "verdict": ". ".join(
+                    text[0].upper() + text[1:] for text in (summary["verdict"], summary["unsure"]) if text
+                ),
                 "candidates": [_candidate(row, summary["best"], task) for row in summary["candidates"]],
                 "steps": [_step(name, record) for name, record in summary["trainings"].items()],
             }
