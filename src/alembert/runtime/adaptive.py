@@ -136,6 +136,8 @@ class AdaptiveClassifier:
             )
         self.facts, self.tokenizer = opened.facts, opened.tokenizer
         self.backend: Any = opened.backend
+        # Asked once: to compare with a protocol takes long beside a short text.
+        self._runs_alone = isinstance(opened.backend, SingleTextBackend)
         self._encoder = opened.encoder
         self.batch_tokens, self.window, self.regroup = batch_tokens, window, regroup
         self.is_pair, self.max_length = opened.is_pair, opened.max_length
@@ -328,7 +330,7 @@ class AdaptiveClassifier:
         self, encoded: Sequence[EncodedText], policy: ExitPolicy, speed: float
     ) -> list[tuple[np.ndarray, ExitedBatch]]:
         batches, backend = self._batches(encoded), self.backend
-        if len(encoded) == 1 and isinstance(backend, SingleTextBackend):
+        if len(encoded) == 1 and self._runs_alone:
             return [(positions, backend.run_alone(batch, policy, speed)) for positions, batch in batches]
         # Where no row can leave there are no survivors to bring together.
         if self.regroup and speed > 0 and isinstance(backend, SteppedBackend):
