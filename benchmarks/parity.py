@@ -24,6 +24,7 @@ from alembert.cli.evaluate import parse_speeds
 from alembert.cli.options import load_evaluation_task, quiet_libraries
 from alembert.common.errors import InputError
 from alembert.common.files import write_json
+from alembert.data.metrics import resampled_accuracy_differences
 from alembert.runtime.adaptive import AdaptiveClassifier, Text
 
 RESAMPLES = 10_000
@@ -64,9 +65,9 @@ class Answers:
 def paired_difference(right: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
     """Accuracy less the reference's (rows,), with a 95% bootstrap interval over pairs, and what was lost and gained."""
     rows, lost, gained = len(right), int((reference & ~right).sum()), int((right & ~reference).sum())
-    shares = [lost / rows, gained / rows, (rows - lost - gained) / rows]
-    drawn = np.random.default_rng(0).multinomial(rows, shares, size=RESAMPLES)
-    interval = np.quantile((drawn[:, 1] - drawn[:, 0]) / rows, [0.025, 0.975])
+    interval = np.quantile(
+        resampled_accuracy_differences(right, reference, resamples=RESAMPLES), [0.025, 0.975]
+    )
     return {
         "accuracy_difference": (gained - lost) / rows,
         "accuracy_difference_interval": interval.tolist(),

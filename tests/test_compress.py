@@ -22,6 +22,7 @@ from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, RiskBudget
 from alembert.cli.app import app
 from alembert.common.files import read_json, write_json
 from alembert.compression import compress as module
+from alembert.compression import work_trainings as trainings_module
 from alembert.compression.candidates import Certificate, certify, dominated, enough_rows, split_confidence
 from alembert.compression.choice import unsure
 from alembert.compression.compress import compress
@@ -232,7 +233,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interrupted_work_goes_on_and_leaves_the_best_model(
     many: Task, teacher: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, real = tmp_path / "small", module.distill
+    output, real = tmp_path / "small", trainings_module.distill
     begun: list[str] = []
 
     def interrupted(method: str, *arguments: Any, **options: Any) -> Any:
@@ -241,7 +242,7 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
             raise KeyboardInterrupt
         return real(method, *arguments, **options)
 
-    monkeypatch.setattr(module, "distill", interrupted)
+    monkeypatch.setattr(trainings_module, "distill", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compress(str(teacher), many, output, max_drop=0.3)
     assert begun == ["pabee", "lrc-bert"]
@@ -250,7 +251,7 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
 
     with pytest.raises(InputError, match="seed differ"):
         compress(str(teacher), many, output, max_drop=0.3, seed=1)
-    monkeypatch.setattr(module, "distill", real)
+    monkeypatch.setattr(trainings_module, "distill", real)
     summary = compress(str(teacher), many, output, max_drop=0.3)
     assert summary == read_json(output / "summary.json")
     assert [row["name"] for row in summary["candidates"]] == ["teacher", "exits", "student", "student-exits"]
@@ -300,7 +301,7 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
     def no_training(*_: Any, **__: Any) -> Any:
         raise AssertionError("another aim needs no other models")
 
-    monkeypatch.setattr(module, "distill", no_training)
+    monkeypatch.setattr(trainings_module, "distill", no_training)
     strict = compress(str(teacher), many, output, max_drop=0.1)
     assert strict["max_drop"] == 0.1 and strict["mode"] == CERTIFIED and strict["plan"] == summary["plan"]
     for row in strict["candidates"]:

@@ -27,7 +27,6 @@ from alembert.compression.candidates import (
 )
 from alembert.compression.card import compression_card
 from alembert.compression.choice import describe_candidate, unsure, verdict
-from alembert.compression.durations import format_duration
 from alembert.compression.plan import (
     RECIPES,
     TEACHER,
@@ -40,8 +39,8 @@ from alembert.compression.plan import (
 from alembert.compression.work_clock import WorkClock
 from alembert.compression.work_report import write_work_report
 from alembert.compression.work_state import STATE, SUMMARY, open_state
+from alembert.compression.work_trainings import Trainings
 from alembert.data.task import Task
-from alembert.methods.distillation import distill
 from alembert.models.loading import (
     NoTrainedHeadError,
     load_classifier,
@@ -51,12 +50,9 @@ from alembert.models.loading import (
     weights_fingerprint,
 )
 from alembert.runtime.adaptive import AdaptiveClassifier
-from alembert.training.finetuning import finetune
-from alembert.training.settings import TrainingSettings
 
 Progress = Callable[[str, int, int], None]
 CLOCK = "clock.json"
-DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 _DEFAULT_MAX_LENGTH = 128
 _SUFFIX = "-int8"
 logger = logging.getLogger("alembert")
@@ -143,6 +139,7 @@ class _Work:
             )
         self.max_length = max_length or trained or _DEFAULT_MAX_LENGTH
         self.state = self._open(overwrite)
+        self.trainings = Trainings(model, task, folder, self.state, self._save, budget)
 
     def _check(self) -> None:
         self.risk.check(self.task.problem_type)
@@ -179,8 +176,7 @@ class _Work:
             finished: dict[str, Any] = read_json(self.folder / SUMMARY)
             return finished
         plan = self._plan()
-        for training in plan:
-            self._train(training, clock)
+        self.trainings.run(plan, clock)
         exports = self._export()
         certificates = self._certify(exports)
         rows = self._benchmark(exports, certificates)
@@ -227,67 +223,15 @@ class _Work:
         announce_plan(plan, self.state["seconds_after_training"], self.budget)
         return plan
 
-    def _train(self, training: PlannedTraining, clock: WorkClock) -> None:
-        if training.name in self.state["trainings"]:
-            return
-        if training.teacher is not None:
-            reason = self._reason_to_skip(training, clock)
-            if reason is not None:
-                self._note(training.name, SKIPPED, reason, 0.0)
-                return
-        started = clock.seconds
-        try:
-            self._run_training(training)
-        except InputError as error:
-            if training.method == "finetune":
-                raise
-            self._note(training.name, FAILED, str(error), clock.seconds - started)
-            return
-        self._note(training.name, DONE, None, clock.seconds - started)
-
-    def _reason_to_skip(self, training: PlannedTraining, clock: WorkClock) -> str | None:
-        taught_by = self.state["trainings"].get(training.teacher)
-        if training.teacher != TEACHER and (taught_by is None or taught_by["status"] != DONE):
-            return f"there is no {training.teacher} to start from"
-        if self.budget is None:
-            return None
-        left = self.budget - clock.seconds - self.state["seconds_after_training"]
-        if left < training.seconds / 2:
-            return f"{format_duration(max(0.0, left))} were left, and it takes {format_duration(training.seconds)}"
-        return None
-
-    def _run_training(self, training: PlannedTraining) -> None:
-        output = self._run(training.name)
-        if training.method == "finetune":
-            finetune(self.model, self.task, output, settings=TrainingSettings(**training.settings))
-            return
-        assert training.teacher is not None
-        distill(
-            training.method,
-            str(self._run(training.teacher)),
-            self.task,
-            output,
-            student=training.student,
-            options=dict(training.options),
-            settings=dict(training.settings),
-        )
-
-    def _run(self, name: str) -> Path:
-        if name == TEACHER and not self.state["needs_finetuning"]:
-            return Path(self.model)
-        return self.folder / "runs" / name
-
-    def _trained(self) -> list[str]:
-        done = [name for name, record in self.state["trainings"].items() if record["status"] == DONE]
-        return [TEACHER, *(name for name in done if name != TEACHER)]
-
     def _export(self) -> dict[str, Path]:
         exports = {}
         with_exits = {recipe.name for recipe in RECIPES if recipe.exits}
-        for name in self._trained():
+        for name in self.trainings.trained():
             folder = self.folder / "exports" / f"{name}{_SUFFIX}"
             try:
-                export_once(self._run(name), folder, self.progress, has_exits=name in with_exits)
+                export_once(
+                    self.trainings.folder_of(name), folder, self.progress, has_exits=name in with_exits
+                )
             except InputError as error:
                 logger.warning("%s cannot be exported: %s", name, error)
                 continue
@@ -310,7 +254,7 @@ class _Work:
             )
             budget = replace(budget, mode=EMPIRICAL)
         teacher = AdaptiveClassifier.from_pretrained(
-            str(self._run(TEACHER)), speed=0.0, max_length=self.max_length
+            str(self.trainings.folder_of(TEACHER)), speed=0.0, max_length=self.max_length
         )
         reference = full_model_logits(teacher, self.task, "dev", self.progress)
         certificates = {
@@ -334,7 +278,7 @@ class _Work:
         if not path.exists() or self.state.get("benchmarked") != measured:
             split = "test" if "test" in self.task.splits else "dev"
             results = benchmark(
-                [str(self._run(TEACHER)), *(str(exports[name]) for name in measured)],
+                [str(self.trainings.folder_of(TEACHER)), *(str(exports[name]) for name in measured)],
                 self.task,
                 split,
                 data_name=self.task.name,
@@ -406,9 +350,8 @@ class _Work:
         best, fresh = self.folder / "best", self.folder / ".best"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(exports[name], fresh / "onnx")
-        shutil.copytree(
-            self._run(name), fresh / "torch", ignore=shutil.ignore_patterns("checkpoints", "checkpoint-*")
-        )
+        leave_out = shutil.ignore_patterns("checkpoints", "checkpoint-*")
+        shutil.copytree(self.trainings.folder_of(name), fresh / "torch", ignore=leave_out)
         write_text(fresh / "README.md", card)
         shutil.rmtree(best, ignore_errors=True)
         fresh.rename(best)
@@ -423,18 +366,12 @@ class _Work:
             self.task,
             replace(self.risk, mode=self.state["mode"]),
             benchmark=read_json(self.folder / "benchmark" / "benchmark.json"),
-            teacher=self._run(TEACHER),
+            teacher=self.trainings.folder_of(TEACHER),
             exports=shown,
-            runs={name: self._run(name) for name in shown},
+            runs={name: self.trainings.folder_of(name) for name in shown},
             progress=self.progress,
         )
         return None if page is None else page.relative_to(self.folder).as_posix()
-
-    def _note(self, name: str, status: str, reason: str | None, seconds: float) -> None:
-        self.state["trainings"][name] = {"status": status, "reason": reason, "seconds": round(seconds, 1)}
-        if reason is not None:
-            logger.warning("%s is %s: %s", name, status, reason)
-        self._save()
 
     def _save(self) -> None:
         write_json(self.folder / STATE, self.state)

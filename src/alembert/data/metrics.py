@@ -159,11 +159,9 @@ def bootstrap_difference_interval(
     labels = np.asarray(labels)
     random, rows = np.random.default_rng(seed), len(labels)
     if metric in ("accuracy", "subset_accuracy"):
-        right, right_before = (_right(predictions, labels) for predictions in (found, expected))
-        lost, gained = int((right_before & ~right).sum()), int((right & ~right_before).sum())
-        shares = [lost / rows, gained / rows, (rows - lost - gained) / rows]
-        drawn = random.multinomial(rows, shares, size=resamples)
-        differences = (drawn[:, 1] - drawn[:, 0]) / rows
+        differences = resampled_accuracy_differences(
+            _right(found, labels), _right(expected, labels), resamples=resamples, seed=seed
+        )
     elif problem_type == "single_label_classification":
         triples, counts = np.unique(np.stack([labels, found, expected], axis=1), axis=0, return_counts=True)
         draws_of_triples = random.multinomial(rows, counts / rows, size=resamples)
@@ -180,6 +178,21 @@ def bootstrap_difference_interval(
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(differences, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def resampled_accuracy_differences(right: Array, reference: Array, *, resamples: int, seed: int = 0) -> Array:
+    """Bootstrap samples (resamples,) of an accuracy less a reference's, from pairs.
+
+    Args:
+        right, reference: (rows,) bool, whether each of the two has a row right.
+        resamples: how many.
+        seed: of the draws.
+    """
+    rows, lost, gained = len(right), int((reference & ~right).sum()), int((right & ~reference).sum())
+    shares = [lost / rows, gained / rows, (rows - lost - gained) / rows]
+    # Only rows that one of them alone has right tell them apart, so their number is all that is drawn.
+    drawn = np.random.default_rng(seed).multinomial(rows, shares, size=resamples)
+    return np.asarray((drawn[:, 1] - drawn[:, 0]) / rows)
 
 
 def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 15) -> float:
