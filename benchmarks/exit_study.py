@@ -1,10 +1,8 @@
 """Compares ways to teach exits on one frozen teacher, over one pass of the backbone for all of them.
 
-With a frozen backbone the exits' losses have no weight in common, so any number of exit sets ("banks") can be
-trained side by side on the same batches, each as if alone: same data order, same initial heads, no gradient clipping,
-which would couple them. A bank has an exit after every layer; the placements (every second layer, the last half,
-all) are read off afterwards, because an exit's training does not depend on which others exist. The banks differ in
-what they learn from (`--compare methods`), or in the kind of their heads (`--compare heads`).
+The placements (every second layer, the last half, all) are read off afterwards, because an exit's training does not
+depend on which others exist. The banks (exit_banks.py) differ in what they learn from (`--compare methods`), or in the
+kind of their heads (`--compare heads`).
 
     python benchmarks/exit_study.py --teacher runs/teacher --data reviews/ --output study.json --seed 1
 """
@@ -13,35 +11,27 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import set_seed
+from exit_banks import ExitBanks, train_banks
 
 from alembert.benchmarks.evaluation import ExitAnswers
 from alembert.benchmarks.flops import CostModel
 from alembert.cli.options import limit_rows, quiet_libraries
 from alembert.common.files import write_json
 from alembert.data import compute_metrics, load_task
-from alembert.methods.fastbert import FastBertObjective
-from alembert.methods.ms_bert import MsBertObjective, MsBertOptions
-from alembert.methods.self_distillation import ExitOptions, SelfDistillationObjective
+from alembert.methods.ms_bert import MsBertOptions
+from alembert.methods.self_distillation import ExitOptions
 from alembert.models.exit_heads import EXIT_HEADS
-from alembert.models.loading import classifier_facts, load_classifier, load_tokenizer
-from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
+from alembert.models.loading import classifier_facts, load_tokenizer
 from alembert.models.placement import exit_layers
 from alembert.runtime.policies import ExitPolicy, default_policy
-from alembert.training.checkpoints import last_complete_checkpoint
-from alembert.training.objective import Objective
-from alembert.training.progress import TrainingProgress
 from alembert.training.runner import tokenised
 from alembert.training.settings import TrainingSettings
-from alembert.training.stage import Stage
-from alembert.training.trainer import DistillationTrainer
 
 METHODS: dict[str, ExitOptions] = {
     "fastbert": ExitOptions(placement="all"),
@@ -65,53 +55,6 @@ HEADS = {
 }
 SPEED_UPS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 FINE_SPEEDS = [round(0.01 * step, 2) for step in range(101)]
-
-
-class ExitBanks(nn.Module):
-    """Several sets of exit heads over one frozen multi-exit model."""
-
-    def __init__(self, backbone: MultiExitModel, banks: dict[str, MultiExitModel]) -> None:
-        super().__init__()
-        self.names = list(banks)
-        self.backbone = backbone
-        self.heads = nn.ModuleList([model.exit_heads for model in banks.values()])
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
-        model, layered = self.backbone, self.backbone.layered
-        exits: list[list[Tensor]] = [[] for _ in self.names]
-        layer_logits = []
-        with torch.no_grad():
-            state = layered.embed(input_ids, attention_mask, token_type_ids)
-        for layer in range(1, model.num_layers + 1):
-            with torch.no_grad():
-                state = layered.run_layer(layer, state)
-                hidden_states = layered.output(state)
-                layer_logits.append(model.final_logits(hidden_states, state.attention_mask))
-            if layer < model.num_layers:
-                for bank, heads in zip(exits, self.heads, strict=True):
-                    bank.append(heads[str(layer)](hidden_states, state.attention_mask))
-        stacked = torch.stack(layer_logits)
-        return {
-            name: MultiExitOutput(logits=stacked[-1], exit_logits=torch.stack(bank), layer_logits=stacked)
-            for name, bank in zip(self.names, exits, strict=True)
-        }
-
-
-class BanksObjective(Objective):
-    """The sum of all banks' losses, one term a bank."""
-
-    def __init__(self, objectives: dict[str, SelfDistillationObjective]) -> None:
-        super().__init__()
-        self.names = list(objectives)
-        self.objectives = nn.ModuleList(objectives.values())
-
-    def forward(self, student: Any, teacher: Any | None, labels: Tensor | None) -> dict[str, Tensor]:
-        return {
-            name: torch.stack(
-                list(objective(replace(student, output=student.output[name]), None, None).values())
-            ).sum()
-            for name, objective in zip(self.names, self.objectives, strict=True)
-        }
 
 
 @dataclass
@@ -139,24 +82,13 @@ def main(command_line: Sequence[str] | None = None) -> None:
     )
     limits = {"train": arguments.max_train_rows, "test": arguments.max_test_rows}
     task = limit_rows(task, limits, arguments.seed)
-    teacher, tokenizer = load_classifier(arguments.teacher), load_tokenizer(arguments.teacher)
-    banks: dict[str, MultiExitModel] = {}
-    objectives: dict[str, SelfDistillationObjective] = {}
-    backbone = MultiExitModel.from_teacher(teacher)
-    num_layers = backbone.num_layers
-    everywhere = exit_layers(num_layers, "all")
+    tokenizer = load_tokenizer(arguments.teacher)
     compared = HEADS if arguments.compare == "heads" else METHODS
-    for name, options in compared.items():
-        set_seed(arguments.seed)
-        banks[name] = MultiExitModel.from_teacher(
-            teacher,
-            exit_layers=everywhere,
-            exit_head=options.exit_head if arguments.compare == "heads" else arguments.exit_head,
-        )
-        if isinstance(options, MsBertOptions):
-            objectives[name] = MsBertObjective(everywhere, facts.problem_type, options)
-        else:
-            objectives[name] = FastBertObjective(everywhere, facts.problem_type, options)
+    if arguments.compare == "methods":
+        compared = {
+            name: options.model_copy(update={"exit_head": arguments.exit_head})
+            for name, options in compared.items()
+        }
     settings = TrainingSettings(
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
@@ -166,20 +98,14 @@ def main(command_line: Sequence[str] | None = None) -> None:
         seed=arguments.seed,
         checkpoint_steps=200,
     )
-    model = ExitBanks(backbone, banks)
-    checkpoints = arguments.checkpoints / Path(arguments.output).stem
-    stage = Stage("study", BanksObjective(objectives), settings, ("heads.",))
-    trainer = DistillationTrainer(
-        model,  # type: ignore[arg-type]
-        stage,
-        tokenised(task, "train", tokenizer, arguments.max_length),
-        None,
-        tokenizer,
-        checkpoints,
-        callbacks=[TrainingProgress("study")],
+    methods = {
+        name: ("ms-bert" if isinstance(options, MsBertOptions) else "fastbert", options)
+        for name, options in compared.items()
+    }
+    model, banks, history = train_banks(
+        methods, arguments.teacher, task, settings, arguments.checkpoints / Path(arguments.output).stem
     )
-    done = last_complete_checkpoint(checkpoints)
-    trainer.train(resume_from_checkpoint=None if done is None else str(done))
+    num_layers = model.backbone.num_layers
     test = tokenised(task, arguments.split, tokenizer, arguments.max_length)
     logits = predict(model.eval(), test, tokenizer)
     labels, lengths = np.asarray(test["labels"]), np.asarray(test["length"])
@@ -188,7 +114,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
         "task": task.describe() | {"evaluated_split": arguments.split},
         "num_layers": num_layers,
         "banks": {name: options.model_dump(mode="json") for name, options in compared.items()},
-        "terms": [entry for entry in trainer.state.log_history if "loss" in entry][-1],
+        "terms": [entry for entry in history if "loss" in entry][-1],
         "results": analyse(logits, labels, lengths, task, banks, num_layers),
     }
     if task.num_labels > 20 and arguments.compare == "methods":

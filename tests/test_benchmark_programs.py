@@ -224,6 +224,57 @@ def test_a_study_of_exits(
     assert saved.config.exit_head == ("mean" if compared == "heads" else "fastbert")
 
 
+def test_a_study_of_methods_of_exits_and_its_tables(
+    program: Any, tiny_encoder: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    module, study = program("early_exit_study"), tmp_path / "early-exits-toy.json"
+    arguments = [
+        "--model", str(tiny_encoder), "--data", str(task_folder), "--output", str(tmp_path / "runs"),
+        "--json", str(study),
+        "--epochs", "8", "--batch-size", "8", "--learning-rate", "2e-3", "--max-length", "32", "--seeds", "1",
+    ]  # fmt: skip
+    rows = ["fastbert", "deebert, mean heads", "pabee, mean heads", "student, then pabee", "alembert"]
+    module.main([*arguments, "--rows", ";".join(rows)])
+    results = json.loads(study.read_text())
+    assert list(results["results"]) == rows
+    teacher = results["teacher"]["1"]["test"]["accuracy"]
+    for row, seeds in results["results"].items():
+        test = seeds["1"]["test"]
+        assert 0 <= test["area"] <= 1 and len(test["area_samples"]) == module.RESAMPLES
+        assert list(test["exits"]) == (["1", "2"] if row in rows[3:] else ["1", "2", "3", "4"])
+    # A frozen backbone's last answers are the teacher's.
+    assert results["results"]["fastbert"]["1"]["test"]["exits"]["4"] == pytest.approx(teacher)
+    before = study.read_text()
+    module.main([*arguments, "--rows", ";".join(rows)])
+    assert json.loads(study.read_text())["results"] == json.loads(before)["results"]
+    output = tmp_path / "tables"
+    program("summarise_early_exits").main([str(study), "--output", str(output)])
+    page = output.with_suffix(".md").read_text()
+    assert all(f"| {row} | 1 |" in page for row in rows)
+    assert output.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_areas_of_exits(program: Any) -> None:
+    module = program("early_exit_study")
+    shares = np.array([0.0, 1 / 12, 1 / 2, 1.0])
+    # Constant between the bounds; then a straight line, whose mean is that of its ends.
+    assert module.area(shares, np.array([0.1, 0.7, 0.7, 0.9])) == pytest.approx(0.7)
+    assert module.area(shares, np.array([0.1, 0.5, 0.9, 0.9])) == pytest.approx(0.7)
+    answers = module.ExitAnswers(
+        (1, 2, 3, 4), np.zeros((2, 4, 2), np.float32), np.zeros((2, 3), np.float32), np.array([4, 4])
+    )
+    answers.logits[0, :, 1] = [1, 2, 3, 4]
+    measured = module.Measured(answers, np.array([1, 1]), np.array([8.0, 8.0]), 0)
+    assert measured.placed(2).answers.exit_layers == (1, 3, 4)
+    assert measured.placed(2).answers.logits[0, :, 1].tolist() == [1, 3, 4]
+    correct, macs = np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[2.0, 2.0], [6.0, 2.0]])
+    shares, accuracies = measured.curve(correct, macs)
+    # The commonest label, 0, is nobody's; then 4 of 16 MACs and one of two right, then 8 of 16 and both.
+    assert shares.tolist() == [0.0, 0.25, 0.5] and accuracies.tolist() == [0.0, 0.5, 1.0]
+    shares, accuracies = measured.curve(correct, macs, np.array([1.0, 0.0]))
+    assert shares.tolist() == [0.0, 0.25, 0.75] and accuracies.tolist() == [0.0, 1.0, 1.0]
+
+
 def test_a_study_of_students_and_its_tables(
     program: Any, teacher: Path, task_folder: Path, tmp_path: Path
 ) -> None:

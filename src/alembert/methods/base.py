@@ -73,6 +73,7 @@ class Method(ABC, Generic[OptionsT]):
         presets: "default", "paper", and "code" where published code differs from the paper.
         stage_names: the stages that `--stages` may choose from, in order; () = there is nothing to choose.
         general_stages: those that read plain text instead of a task.
+        separate_teacher: whether a teacher runs beside the model that learns, so that its outputs can be kept.
     """
 
     name: ClassVar[str]
@@ -81,6 +82,7 @@ class Method(ABC, Generic[OptionsT]):
     presets: ClassVar[dict[str, Preset]]
     stage_names: ClassVar[tuple[str, ...]] = ()
     general_stages: ClassVar[tuple[str, ...]] = ()
+    separate_teacher: ClassVar[bool] = True
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options

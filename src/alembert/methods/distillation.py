@@ -16,7 +16,6 @@ from alembert.data.metrics import compute_metrics, majority_score
 from alembert.data.task import Task, rows_sha256
 from alembert.methods.base import Method, Sources, resolve
 from alembert.methods.registry import find_method
-from alembert.methods.self_distillation import SelfDistillation
 from alembert.methods.student_distillation import StudentDistillation, StudentOptions
 from alembert.models.loading import (
     check_max_length,
@@ -201,7 +200,7 @@ def distill(
 
 def check_teacher_cache(method: type[Method[Any]], teacher_cache: str | Path | None) -> None:
     """Raises InputError for a cache where no teacher runs beside the model that learns."""
-    if teacher_cache is not None and issubclass(method, SelfDistillation):
+    if teacher_cache is not None and not method.separate_teacher:
         raise InputError(
             f"method {method.name} has no separate teacher whose outputs could be kept in {teacher_cache}: leave "
             "--teacher-cache out"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel
 from alembert.data.task import Task
 from alembert.losses.prediction import distillation_divergence, task_loss
 from alembert.methods.base import Preset, Sources
-from alembert.methods.self_distillation import EXITS, ExitOptions, SelfDistillation, mistake_loss
+from alembert.methods.self_distillation import ExitOptions, SelfDistillation, exits_first, mistake_loss
 from alembert.models.features import Features
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
 from alembert.training.objective import Objective
@@ -101,15 +100,5 @@ class Pabee(SelfDistillation[PabeeOptions]):
         return PabeeObjective(model.exit_layers, model.num_layers, task.problem_type, self.options)
 
     def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
-        together = super().stages(model, sources, settings)
-        if not self.options.exit_epochs:
-            return together
-        alone = {
-            "epochs": self.options.exit_epochs,
-            "evaluate_every_epoch": False,
-            "early_stopping_patience": None,
-        }
-        exits = replace(
-            together[0], name="exits", settings=settings.model_copy(update=alone), trainable=EXITS
-        )
-        return [exits, *together]
+        (together,) = super().stages(model, sources, settings)
+        return exits_first(together, self.options.exit_epochs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alembert.common.errors import InputError
+from alembert.methods.alembert import Alembert
 from alembert.methods.base import Method
 from alembert.methods.bert_emd import BertEmd
 from alembert.methods.berxit import Berxit
@@ -23,6 +24,7 @@ from alembert.methods.tinybert import TinyBert
 METHODS: dict[str, type[Method[Any]]] = {
     method.name: method
     for method in (
+        Alembert,
         FastBert,
         MsBert,
         Pabee,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import ClassVar, Literal, TypeVar
 
 import torch
@@ -119,6 +120,7 @@ class SelfDistillation(Method[PlacementOptionsT]):
     """
 
     trainable: ClassVar[tuple[str, ...] | None] = EXITS
+    separate_teacher = False
 
     @abstractmethod
     def objective(self, model: MultiExitModel, task: Task) -> Objective:
@@ -141,3 +143,12 @@ class SelfDistillation(Method[PlacementOptionsT]):
         assert sources.task is not None
         objective = self.objective(model, sources.task)
         return [Stage("self-distillation", objective, settings, self.trainable, texts=sources.augmented)]
+
+
+def exits_first(together: Stage, epochs: float) -> list[Stage]:
+    """The stage in which all learn, after one of `epochs` epochs in which the new exits learn alone; 0 = without it."""
+    if not epochs:
+        return [together]
+    alone = {"epochs": epochs, "evaluate_every_epoch": False, "early_stopping_patience": None}
+    settings = together.settings.model_copy(update=alone)
+    return [replace(together, name="exits", settings=settings, trainable=EXITS), together]

@@ -1,0 +1,142 @@
+"""Alembert's own way: a student of half the teacher's layers that has exits from the beginning."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from alembert.data.task import Task
+from alembert.losses.prediction import distillation_divergence, task_loss
+from alembert.methods.base import Preset, Sources
+from alembert.methods.self_distillation import PlacementOptions, SelfDistillation, exits_first, mistake_loss
+from alembert.methods.student_distillation import full_model
+from alembert.models.features import FeatureRequest, Features
+from alembert.models.layered import LayeredEncoder
+from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
+from alembert.models.placement import exit_layers
+from alembert.models.students import build_student
+from alembert.training.objective import Objective
+from alembert.training.settings import TrainingSettings
+from alembert.training.stage import Stage
+
+
+class AlembertOptions(PlacementOptions):
+    """Options beyond those of every method with exits.
+
+    Attributes:
+        placement: an exit after every layer: those that save nothing can be dropped at export.
+        exit_head: `mean` reads all tokens and costs hardly more than one of them.
+        depth: of the student, as a share of the teacher's layers; 1 = the teacher's own layers go on learning.
+        init_layers: the teacher's layers to copy; None = evenly spread.
+        hard_weight: of the labels' loss at every exit; the teacher's has 1 − hard_weight.
+        temperature: softens teacher and exits; the divergence is multiplied by its square.
+        full_model_share: of the loss, for the student's own last answer; the exits divide the rest.
+        exit_weights: how they divide it: `uniform`, or by `depth` (the layer's number).
+        exit_epochs: epochs in which the new exits learn alone, at `head_learning_rate`, before the student learns.
+    """
+
+    placement: Literal["every_k", "last_k", "all"] = "all"
+    exit_head: Literal["fastbert", "pooled", "linear", "mean"] = "mean"
+    depth: float = Field(0.5, gt=0, le=1)
+    init_layers: tuple[int, ...] | None = None
+    hard_weight: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(2.0, gt=0)
+    full_model_share: float = Field(0.3, ge=0, le=1)
+    exit_weights: Literal["uniform", "depth"] = "uniform"
+    exit_epochs: float = Field(1.0, ge=0)
+
+
+class AlembertObjective(Objective):
+    """Σ_j w_j (h · L(ŷ_j, labels) + (1 − h) · T² · KL(teacher ‖ exit j)) over the exits, the last layer's included.
+
+    Args:
+        exits: layers of the exits.
+        num_layers: of the student, whose own answer is the last exit.
+        problem_type: transformers' problem type.
+        options: hard_weight h, temperature T, and how the exits divide 1 − full_model_share among them.
+    """
+
+    teacher_request = FeatureRequest()
+
+    def __init__(
+        self, exits: tuple[int, ...], num_layers: int, problem_type: str, options: AlembertOptions
+    ) -> None:
+        super().__init__()
+        self.layers, self.problem_type, self.options = (*exits, num_layers), problem_type, options
+        shares = [layer if options.exit_weights == "depth" else 1 for layer in exits]
+        rest = 1 - options.full_model_share
+        self.weights = [*(rest * share / sum(shares) for share in shares), options.full_model_share]
+
+    def forward(
+        self, student: Features, teacher: Features | None, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        output: MultiExitOutput = student.output
+        assert labels is not None and teacher is not None and teacher.logits is not None
+        assert output.exit_logits is not None and output.logits is not None
+        options, terms = self.options, {}
+        for layer, weight, logits in zip(
+            self.layers, self.weights, [*output.exit_logits, output.logits], strict=True
+        ):
+            hard = task_loss(logits, labels, self.problem_type)
+            soft = distillation_divergence(
+                logits,
+                teacher.logits,
+                self.problem_type,
+                direction="teacher||student",
+                temperature=options.temperature,
+            )
+            terms[f"exit_{layer}"] = weight * (options.hard_weight * hard + (1 - options.hard_weight) * soft)
+        if output.mistake_logits is not None:
+            terms["learned_exit"] = mistake_loss(
+                output.mistake_logits, output.exit_logits, output.logits, self.problem_type
+            )
+        return terms
+
+
+class Alembert(SelfDistillation[AlembertOptions]):
+    """A student learns with its exits, so that its first layers never learn anything that they cannot read."""
+
+    name = "alembert"
+    paper = "Alembert's own: docs/methods/alembert.md says what it takes from whom"
+    options_class = AlembertOptions
+    trainable = None
+    separate_teacher = True
+    presets: ClassVar[dict[str, Preset]] = {
+        "default": Preset(settings={"epochs": 3, "learning_rate": 1e-4, "head_learning_rate": 1e-3}),
+    }
+
+    def build_model(self, sources: Sources) -> MultiExitModel:
+        options, teacher = self.options, full_model(sources.teacher)
+        depth = max(1, round(options.depth * LayeredEncoder(teacher).num_layers))
+        student = (
+            deepcopy(teacher)
+            if options.depth == 1
+            else build_student(
+                f"{depth}x{teacher.config.hidden_size}",
+                teacher,
+                initialise="layers",
+                init_layers=options.init_layers,
+                label_names=() if sources.task is None else sources.task.label_names,
+                problem_type=teacher.config.problem_type,
+            )
+        )
+        return MultiExitModel.from_full_model(
+            student,
+            exit_layers=exit_layers(depth, options.placement, options.k, options.layers),
+            exit_head=options.exit_head,
+            exit_head_size=options.exit_head_size,
+            learned_exit=options.learned_exit,
+        )
+
+    def objective(self, model: MultiExitModel, task: Task) -> AlembertObjective:
+        return AlembertObjective(model.exit_layers, model.num_layers, task.problem_type, self.options)
+
+    def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
+        (planned,) = super().stages(model, sources, settings)
+        together = replace(planned, teacher=full_model(sources.teacher), teacher_cache=sources.teacher_cache)
+        return exits_first(together, self.options.exit_epochs)
