@@ -19,18 +19,14 @@ SINGLE = "single_label_classification"
 
 
 @pytest.mark.parametrize(
-    ("weights", "share", "expected"),
-    [
-        ("uniform", 0.4, (0.3, 0.3, 0.4)),
-        ("depth", 0.4, (0.15, 0.45, 0.4)),
-    ],
+    ("weights", "expected"), [("uniform", (1 / 3,) * 3), ("depth", (1 / 8, 3 / 8, 4 / 8))]
 )
-def test_loss_is_the_printed_one(weights: str, share: float, expected: tuple[float, ...]) -> None:
+def test_loss_is_the_printed_one(weights: str, expected: tuple[float, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 5, 4, generator=generator)
     teacher = torch.randn(5, 4, generator=generator)
     labels, mask = torch.tensor([0, 1, 2, 3, 1]), torch.ones(5, 3)
-    options = AlembertOptions(exit_weights=weights, full_model_share=share, hard_weight=0.25, temperature=3.0)
+    options = AlembertOptions(exit_weights=weights, hard_weight=0.25, temperature=3.0)
     output = MultiExitOutput(logits=logits[2], exit_logits=logits[:2])
     terms = AlembertObjective((1, 3), 4, SINGLE, options)(
         Features(attention_mask=mask, logits=logits[2], output=output),

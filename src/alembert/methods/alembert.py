@@ -35,8 +35,8 @@ class AlembertOptions(PlacementOptions):
         init_layers: the teacher's layers to copy; None = evenly spread.
         hard_weight: of the labels' loss at every exit; the teacher's has 1 − hard_weight.
         temperature: softens teacher and exits; the divergence is multiplied by its square.
-        full_model_share: of the loss, for the student's own last answer; the exits divide the rest.
-        exit_weights: how they divide it: `uniform`, or by `depth` (the layer's number).
+        exit_weights: of the exits' losses, the last layer's included: `uniform`, or by `depth` (the layer's number).
+            They are divided by their sum.
         exit_epochs: epochs in which the new exits learn alone, at `head_learning_rate`, before the student learns.
     """
 
@@ -45,8 +45,7 @@ class AlembertOptions(PlacementOptions):
     depth: float = Field(0.5, gt=0, le=1)
     init_layers: tuple[int, ...] | None = None
     hard_weight: float = Field(0.5, ge=0, le=1)
-    temperature: float = Field(2.0, gt=0)
-    full_model_share: float = Field(0.3, ge=0, le=1)
+    temperature: float = Field(1.0, gt=0)
     exit_weights: Literal["uniform", "depth"] = "uniform"
     exit_epochs: float = Field(1.0, ge=0)
 
@@ -58,7 +57,7 @@ class AlembertObjective(Objective):
         exits: layers of the exits.
         num_layers: of the student, whose own answer is the last exit.
         problem_type: transformers' problem type.
-        options: hard_weight h, temperature T, and how the exits divide 1 − full_model_share among them.
+        options: hard_weight h, temperature T and exit_weights w.
     """
 
     teacher_request = FeatureRequest()
@@ -68,9 +67,8 @@ class AlembertObjective(Objective):
     ) -> None:
         super().__init__()
         self.layers, self.problem_type, self.options = (*exits, num_layers), problem_type, options
-        shares = [layer if options.exit_weights == "depth" else 1 for layer in exits]
-        rest = 1 - options.full_model_share
-        self.weights = [*(rest * share / sum(shares) for share in shares), options.full_model_share]
+        weights = [layer if options.exit_weights == "depth" else 1 for layer in self.layers]
+        self.weights = [weight / sum(weights) for weight in weights]
 
     def forward(
         self, student: Features, teacher: Features | None, labels: Tensor | None

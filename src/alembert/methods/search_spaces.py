@@ -7,7 +7,7 @@ SEARCH_SPACES: dict[str, tuple[str, ...]] = {
         "learning_rate=2e-5..3e-4:log",
         "depth=0.34..1",
         "temperature=1..4",
-        "full_model_share=0.1..0.7",
+        "hard_weight=0..1",
     ),
     "fastbert": ("learning_rate=1e-4..5e-3:log", "placement=every_k|last_k|all", "temperature=1..4"),
     "ms-bert": (
