@@ -1,8 +1,8 @@
 """Methods of early exits against one another: the area under accuracy against MACs, at one budget of training.
 
 For each seed an encoder is fine-tuned for `--epochs`, and each method makes a model with exits of it, for about what
-that cost: a step that leaves the backbone as it is costs half of one that moves it, and so does one of half the layers.
-Placement (all layers, or every second) and policy are chosen on dev. Runs go on where they stopped.
+that cost (`epochs_within`). Placement (all layers, or every second) and policy are chosen on dev. Runs go on where they
+stopped.
 
     python benchmarks/early_exit_study.py --model ENCODER --data DATA/clinc150 --output runs/early-exits-clinc150 \
         --json docs/results/early-exits-clinc150.json --max-train-rows 3000 --max-length 32
@@ -11,6 +11,7 @@ Placement (all layers, or every second) and policy are chosen on dev. Runs go on
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +21,14 @@ import numpy as np
 from exit_banks import train_banks
 
 from alembert.benchmarks.evaluation import ExitAnswers, collect_exit_answers, task_texts
-from alembert.benchmarks.flops import CostModel
+from alembert.benchmarks.flops import Convention, CostModel
 from alembert.benchmarks.timing import machine_description
 from alembert.cli.options import limit_rows, quiet_libraries
+from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json
 from alembert.data import load_task
 from alembert.data.task import Task
+from alembert.methods.alembert import student_depth
 from alembert.methods.deebert import DeeBertOptions
 from alembert.methods.distillation import distill
 from alembert.methods.ms_bert import MsBertOptions
@@ -51,28 +54,33 @@ _MEAN = {"placement": "all", "exit_head": "mean"}
 MOVING: dict[str, tuple[tuple[str, dict[str, Any], float], ...]] = {
     "berxit": (("berxit", {"placement": "all"}, 1.0),),
     "berxit, mean heads": (("berxit", _MEAN, 1.0),),
-    "pabee": (("pabee", {"placement": "all", "exit_epochs": 1.0}, 2 / 3),),
-    "pabee, mean heads": (("pabee", _MEAN | {"exit_epochs": 1.0}, 2 / 3),),
+    "pabee": (("pabee", {"placement": "all", "exit_epochs": 1.0}, 1.0),),
+    "pabee, mean heads": (("pabee", _MEAN | {"exit_epochs": 1.0}, 1.0),),
     "student, then pabee": (
-        ("kd", {"student": HALF, "initialise": "layers"}, 1.0),
-        ("pabee", _MEAN | {"exit_epochs": 1.0}, 2 / 3),
+        ("kd", {"student": HALF, "initialise": "layers"}, 0.5),
+        ("pabee", _MEAN | {"exit_epochs": 1.0}, 0.5),
     ),
-    "alembert": (("alembert", {}, 5 / 3),),
+    "alembert, all layers": (("alembert", {"depth": 1.0}, 1.0),),
+    "alembert": (("alembert", {}, 1.0),),
 }
-"""Of the rows whose backbone learns: methods in turn, with options and how many times `--epochs`."""
-FROZEN_EPOCHS = 2
-"""Times `--epochs`."""
-POLICIES = ("entropy", "max_probability", "margin", "patience", "learned")
+"""Of the rows whose backbone learns: methods in turn, with options and share of the budget."""
+PASS, FROZEN_STEP = 1 / 3, 1 / 2
+"""Costs, in training steps of all layers, of a pass without gradients, and of one with exits that learn after it."""
+POLICIES = ("entropy", "top_k_entropy", "max_probability", "margin", "patience", "learned")
 SPEEDS = np.unique(np.concatenate([[0.0], np.geomspace(1e-4, 1, 60), np.linspace(0, 1, 51)]).round(6))
+CONVENTION: Convention = "full"
 SPEED_UPS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 SLOWEST, FASTEST = 2.0, 12.0
-RESAMPLES = 200
+RESAMPLES = 1000
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
     """Trains and measures the rows that the JSON does not have yet."""
     arguments = parse_arguments(command_line)
     quiet_libraries()
+    wanted = arguments.rows.split(";") if arguments.rows else [*FROZEN, *MOVING]
+    if unknown := [row for row in wanted if row not in FROZEN and row not in MOVING]:
+        raise InputError(f"unknown rows {unknown}: choose from {'; '.join([*FROZEN, *MOVING])}")
     task = load_task(arguments.data, seed=1, required_splits=("train", "dev"))
     limits = {
         "train": arguments.max_train_rows,
@@ -80,32 +88,17 @@ def main(command_line: Sequence[str] | None = None) -> None:
         "test": arguments.max_test_rows,
     }
     task = limit_rows(task, limits, 1)
-    study = read_json(arguments.json) if arguments.json.exists() else {}
-    study |= {
-        "task": task.name,
-        "rows": {split: data.num_rows for split, data in task.splits.items()},
-        "settings": {
-            "model": Path(arguments.model).name,
-            "epochs": arguments.epochs,
-            "max_length": arguments.max_length,
-        },
-        "machine": machine_description(),
-    }
-    study.setdefault("teacher", {})
-    study.setdefault("results", {})
-    wanted = arguments.rows.split(";") if arguments.rows else [*FROZEN, *MOVING]
+    study = open_study(arguments, task)
     for seed in map(int, arguments.seeds.split(",")):
-        settings = TrainingSettings(
-            epochs=arguments.epochs,
-            batch_size=arguments.batch_size,
-            learning_rate=arguments.learning_rate,
-            head_learning_rate=1e-3,
-            max_length=arguments.max_length,
-            seed=seed,
-        )
+        settings = TrainingSettings(**study["settings"]["training"], seed=seed)
         teacher = arguments.output / f"teacher-{seed}"
         finetune(arguments.model, task, teacher, settings=settings)
-        study["teacher"][str(seed)] = read_json(teacher / "metrics.json")
+        scores = read_json(teacher / "metrics.json")
+        if scores["dev"][task.main_metric] <= scores["majority_baseline"]:
+            raise InputError(
+                f"{teacher} only gives the commonest answer: train it on more rows, or for longer"
+            )
+        study["teacher"][str(seed)] = scores
         # Test is measured once, below.
         seen = replace(task, splits={name: rows for name, rows in task.splits.items() if name != "test"})
         missing = [row for row in wanted if str(seed) not in study["results"].get(row, {})]
@@ -113,65 +106,94 @@ def main(command_line: Sequence[str] | None = None) -> None:
             measured = measure(folder, teacher, task, arguments.max_length)
             study["results"].setdefault(row, {})[str(seed)] = measured
             write_json(arguments.json, study)
-            test = measured["test"]
-            print(
-                f"{row}, seed {seed}: area {test['area']:.4f}, {test['at_speedup']}, {test['exits']}",
-                flush=True,
-            )
+            print(f"{row}, seed {seed}: area on dev {max(measured['areas_on_dev'].values()):.4f}", flush=True)
+
+
+def open_study(arguments: argparse.Namespace, task: Task) -> dict[str, Any]:
+    """The JSON as it is, or a new one. Raises InputError when it holds what other settings came to."""
+    settings = {
+        "model": Path(arguments.model).name,
+        "training": {
+            "epochs": arguments.epochs,
+            "batch_size": arguments.batch_size,
+            "learning_rate": arguments.learning_rate,
+            "head_learning_rate": 1e-3,
+            "max_length": arguments.max_length,
+        },
+        "frozen": {
+            row: [method, options.model_dump(mode="json")] for row, (method, options) in FROZEN.items()
+        },
+        "moving": {row: [list(step) for step in steps] for row, steps in MOVING.items()},
+    }
+    rows = {split: data.num_rows for split, data in task.splits.items()}
+    new = {
+        "task": task.name, "rows": rows, "settings": settings, "machine": machine_description(), "teacher": {},
+        "results": {},
+    }  # fmt: skip
+    if not arguments.json.exists():
+        return new
+    study: dict[str, Any] = read_json(arguments.json)
+    # As JSON has it: no tuples.
+    if (study["rows"], study["settings"]) != (rows, json.loads(json.dumps(settings))):
+        raise InputError(f"{arguments.json} holds a study with other rows or settings: choose another --json")
+    return study
 
 
 def trained(
     rows: Sequence[str], seed: int, teacher: Path, task: Task, settings: TrainingSettings, output: Path
 ) -> Iterator[tuple[str, Path]]:
-    """Each row's name and trained model: the frozen ones first, for they learn in one pass."""
-    frozen = {row: FROZEN[row] for row in FROZEN if row in rows}
-    if frozen:
-        update = {"epochs": FROZEN_EPOCHS * settings.epochs, "learning_rate": 1e-3, "max_grad_norm": 0.0}
+    """Each row's name and trained model: the frozen ones first, for all of them learn in one pass."""
+    if any(row in FROZEN for row in rows):
+        update = {"epochs": settings.epochs / FROZEN_STEP, "learning_rate": 1e-3, "max_grad_norm": 0.0}
         update |= {"head_learning_rate": None}
         _, banks, _ = train_banks(
-            frozen, str(teacher), task, settings.model_copy(update=update), output / f"frozen-{seed}"
+            FROZEN, str(teacher), task, settings.model_copy(update=update), output / f"frozen-{seed}"
         )
         for row, model in banks.items():
-            folder = output / f"{slug(row)}-{seed}"
-            model.save_pretrained(folder)
-            load_tokenizer(str(teacher)).save_pretrained(folder)
-            yield row, folder
+            if row in rows:
+                folder = output / f"{slug(row)}-{seed}"
+                model.save_pretrained(folder)
+                load_tokenizer(str(teacher)).save_pretrained(folder)
+                yield row, folder
+    config = load_classifier(str(teacher)).config
     for row in rows:
-        if row in frozen:
+        if row in FROZEN:
             continue
         source, steps = teacher, MOVING[row]
         for number, (method, options, share) in enumerate(steps, 1):
             name = f"{slug(row)}-{seed}" if number == len(steps) else f"{slug(row)}-{seed}-step-{number}"
-            changes = {"epochs": share * settings.epochs, "learning_rate": settings.learning_rate}
-            changes |= {
-                "max_length": settings.max_length,
-                "batch_size": settings.batch_size,
-                "head_learning_rate": 1e-3,
-                "seed": seed,
-            }
-            fitted = fit(options, teacher)
             separate = find_method(method).separate_teacher
-            cache = output / f"teacher-{seed}-outputs" if separate else None
+            halved = number > 1 or options.get("student") == HALF or (separate and options.get("depth") != 1)
+            depth = student_depth(config.num_hidden_layers, 0.5)
+            student = f"{depth}x{config.hidden_size}" if options.get("student") == HALF else None
+            epochs = epochs_within(
+                share * settings.epochs,
+                layers=depth / config.num_hidden_layers if halved else 1.0,
+                exit_epochs=options.get("exit_epochs", 1.0 if method == "alembert" else 0.0),
+                has_teacher=separate,
+            )
             distill(
                 method,
                 str(source),
                 task,
                 output / name,
-                options=fitted,
-                settings=changes,
-                teacher_cache=cache,
+                student=student,
+                options={option: value for option, value in options.items() if option != "student"},
+                settings=settings.model_dump() | {"epochs": epochs},
+                teacher_cache=output / f"teacher-{seed}-outputs" if separate else None,
             )
             source = output / name
         yield row, source
 
 
-def fit(options: dict[str, Any], teacher: Path) -> dict[str, Any]:
-    """A row's options with the student's shape filled in."""
-    fitted = dict(options)
-    if fitted.get("student") == HALF:
-        config = load_classifier(str(teacher)).config
-        fitted["student"] = f"{config.num_hidden_layers // 2}x{config.hidden_size}"
-    return fitted
+def epochs_within(budget: float, *, layers: float, exit_epochs: float, has_teacher: bool) -> float:
+    """Epochs in which `layers` of the teacher's layers, as a share, are trained, so that all costs `budget`.
+
+    The unit is an epoch of training all of the teacher's layers. `exit_epochs` go to the exits alone before. A
+    separate teacher passes over the rows once; its outputs are kept.
+    """
+    before = exit_epochs * FROZEN_STEP * layers + (PASS if has_teacher else 0.0)
+    return round((budget - before) / layers, 2)
 
 
 def slug(row: str) -> str:
@@ -218,7 +240,7 @@ class Measured:
             taken = answers.replay(policy, float(speed))
             active = answers.exit_layers[:-1] if speed > 0 else ()
             correct.append(right[np.arange(len(taken)), taken])
-            macs.append(costs.macs(layers[taken], answers.lengths, active_exits=active))
+            macs.append(costs.macs(layers[taken], answers.lengths, CONVENTION, active_exits=active))
         return np.array(correct, float), np.array(macs)
 
     def curve(
@@ -247,7 +269,7 @@ def measure(folder: Path, teacher: Path, task: Task, max_length: int) -> dict[st
     for split in ("dev", "test"):
         answers = collect_exit_answers(classifier, task_texts(task, split))
         labels = np.asarray(task.dataset(split)["labels"])
-        splits[split] = Measured(answers, labels, teacher_costs.full_model_macs(answers.lengths), commonest)
+        splits[split] = Measured(answers, labels, teacher_costs.full_model_macs(answers.lengths, CONVENTION), commonest)
     areas = {}
     for every in (1, 2):
         dev = splits["dev"].placed(every)

@@ -18,8 +18,8 @@ from alembert.common.files import read_json, write_text
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-OURS, PUBLISHED = "alembert", ("fastbert", "ms-bert, paper")
-"""The method that is compared, and those that it is to beat."""
+OURS = "alembert"
+"""The method that the others are compared with."""
 DRAWN = ("fastbert", "ms-bert, paper", "deebert", "berxit", "pabee", OURS)
 
 
@@ -44,7 +44,7 @@ def table(study: dict[str, Any]) -> str:
         f"## {study['task']}",
         "",
         f"{settings['model']}; {rows['train']:,} train, {rows['dev']:,} dev, {rows['test']:,} test rows; "
-        f"{settings['epochs']:g} epochs, at most {settings['max_length']} tokens. "
+        f"{settings['training']['epochs']:g} epochs, at most {settings['training']['max_length']} tokens. "
         f"Teacher: **{spread(teacher)}** ({len(teacher)} seeds).",
         "",
         "| method | seeds | area 2×–12× | 95% interval | "

@@ -10,9 +10,10 @@ import torch
 
 import alembert
 from alembert.data import Task
-from alembert.methods.alembert import AlembertObjective, AlembertOptions
+from alembert.methods.alembert import Alembert, AlembertObjective, AlembertOptions, student_depth
+from alembert.methods.base import Sources
 from alembert.models.features import Features
-from alembert.models.loading import load_classifier
+from alembert.models.loading import load_classifier, load_tokenizer
 from alembert.models.multi_exit import MultiExitOutput
 
 SINGLE = "single_label_classification"
@@ -44,8 +45,7 @@ def test_loss_is_the_printed_one(weights: str, expected: tuple[float, ...]) -> N
 
 
 def test_a_shallower_student_with_exits(teacher: Path, task: Task, tmp_path: Path) -> None:
-    start = load_classifier(str(teacher))
-    layers = start.config.num_hidden_layers
+    layers = load_classifier(str(teacher)).config.num_hidden_layers
     model = alembert.distill(
         "alembert", str(teacher), task, tmp_path / "run",
         options={"exit_epochs": 1},
@@ -55,30 +55,50 @@ def test_a_shallower_student_with_exits(teacher: Path, task: Task, tmp_path: Pat
     assert model.num_layers == layers // 2
     assert model.exit_layers == tuple(range(1, layers // 2))
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    assert list(history) == ["exits", "self-distillation"]
+    assert list(history) == ["exits", "together"]
     for stage in history.values():
         terms = {name for name in stage["log_history"][0] if name.startswith("terms/")}
         assert terms == {"terms/exit_1", f"terms/exit_{layers // 2}"}
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["dev"]["1"]["accuracy"] > metrics["majority_baseline"]
-    reloaded = load_classifier(str(teacher)).state_dict()
-    assert all(torch.equal(weight, reloaded[name]) for name, weight in start.state_dict().items())
 
 
-def test_all_layers_go_on_learning_apart_from_the_teacher(teacher: Path, task: Task, tmp_path: Path) -> None:
-    start = load_classifier(str(teacher))
-    model = alembert.distill(
+@pytest.mark.parametrize("depth", [0.5, 1.0])
+@pytest.mark.parametrize("kind", ["stock", "with exits"])
+def test_the_student_shares_nothing_with_its_teacher(
+    teacher: Path, fast: Path, task: Task, depth: float, kind: str
+) -> None:
+    model = load_classifier(str(teacher if kind == "stock" else fast))
+    method = Alembert(AlembertOptions(depth=depth))
+    sources = Sources(model, load_tokenizer(str(teacher)), task)
+    student = method.build_model(sources)
+    (_, together) = method.stages(student, sources, alembert.TrainingSettings())
+    assert together.teacher is not None
+    taught = {weight.data_ptr() for weight in student.parameters()}
+    assert not taught & {
+        weight.data_ptr() for weight in [*model.parameters(), *together.teacher.parameters()]
+    }
+    if depth == 1:
+        for name, weight in together.teacher.state_dict().items():
+            torch.testing.assert_close(student.full_model.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize(
+    ("layers", "share", "expected"),
+    [(12, 0.5, 6), (5, 0.5, 3), (7, 0.5, 4), (4, 0.34, 2), (2, 0.5, 2), (6, 1, 6)],
+)
+def test_depth_of_the_student(layers: int, share: float, expected: int) -> None:
+    assert student_depth(layers, share) == expected
+
+
+def test_all_layers_go_on_learning(teacher: Path, task: Task, tmp_path: Path) -> None:
+    alembert.distill(
         "alembert", str(teacher), task, tmp_path / "run",
         options={"depth": 1, "exit_epochs": 0, "learned_exit": True},
         settings={"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "max_length": 32},
     )  # fmt: skip
-    assert model.num_layers == start.config.num_hidden_layers
-    assert list(json.loads((tmp_path / "run" / "trainer_state.json").read_text())) == ["self-distillation"]
-    moved = [
-        name
-        for name, weight in model.full_model.state_dict().items()
-        if not torch.equal(weight, start.state_dict()[name])
-    ]
-    assert any("layer.0." in name for name in moved)
-    first = json.loads((tmp_path / "run" / "metrics.json").read_text())["teacher"]["dev"]["accuracy"]
-    assert first == pytest.approx(json.loads((teacher / "metrics.json").read_text())["dev"]["accuracy"])
+    model, start = load_classifier(str(tmp_path / "run")), load_classifier(str(teacher)).state_dict()
+    assert model.exit_layers == (1, 2, 3)
+    assert list(json.loads((tmp_path / "run" / "trainer_state.json").read_text())) == ["together"]
+    weights = model.full_model.state_dict().items()
+    assert any("layer.0." in name and not torch.equal(weight, start[name]) for name, weight in weights)

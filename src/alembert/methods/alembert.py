@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+import math
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -13,7 +13,13 @@ from transformers import PreTrainedModel
 from alembert.data.task import Task
 from alembert.losses.prediction import distillation_divergence, task_loss
 from alembert.methods.base import Preset, Sources
-from alembert.methods.self_distillation import PlacementOptions, SelfDistillation, exits_first, mistake_loss
+from alembert.methods.self_distillation import (
+    PlacementOptions,
+    SelfDistillation,
+    exits_first,
+    learned_exit_term,
+    shares,
+)
 from alembert.methods.student_distillation import full_model
 from alembert.models.features import FeatureRequest, Features
 from alembert.models.layered import LayeredEncoder
@@ -67,8 +73,7 @@ class AlembertObjective(Objective):
     ) -> None:
         super().__init__()
         self.layers, self.problem_type, self.options = (*exits, num_layers), problem_type, options
-        weights = [layer if options.exit_weights == "depth" else 1 for layer in self.layers]
-        self.weights = [weight / sum(weights) for weight in weights]
+        self.weights = shares(self.layers, options.exit_weights)
 
     def forward(
         self, student: Features, teacher: Features | None, labels: Tensor | None
@@ -89,18 +94,14 @@ class AlembertObjective(Objective):
                 temperature=options.temperature,
             )
             terms[f"exit_{layer}"] = weight * (options.hard_weight * hard + (1 - options.hard_weight) * soft)
-        if output.mistake_logits is not None:
-            terms["learned_exit"] = mistake_loss(
-                output.mistake_logits, output.exit_logits, output.logits, self.problem_type
-            )
-        return terms
+        return terms | learned_exit_term(output, output.logits, self.problem_type)
 
 
 class Alembert(SelfDistillation[AlembertOptions]):
     """A student learns with its exits, so that its first layers never learn anything that they cannot read."""
 
     name = "alembert"
-    paper = "Alembert's own: docs/methods/alembert.md says what it takes from whom"
+    paper = "Alembert's own"
     options_class = AlembertOptions
     trainable = None
     separate_teacher = True
@@ -109,19 +110,17 @@ class Alembert(SelfDistillation[AlembertOptions]):
     }
 
     def build_model(self, sources: Sources) -> MultiExitModel:
+        assert sources.task is not None
         options, teacher = self.options, full_model(sources.teacher)
-        depth = max(1, round(options.depth * LayeredEncoder(teacher).num_layers))
-        student = (
-            deepcopy(teacher)
-            if options.depth == 1
-            else build_student(
-                f"{depth}x{teacher.config.hidden_size}",
-                teacher,
-                initialise="layers",
-                init_layers=options.init_layers,
-                label_names=() if sources.task is None else sources.task.label_names,
-                problem_type=teacher.config.problem_type,
-            )
+        depth = student_depth(LayeredEncoder(teacher).num_layers, options.depth)
+        # At full depth, too, a model of its own: the teacher stays as it is beside it.
+        student = build_student(
+            f"{depth}x{teacher.config.hidden_size}",
+            teacher,
+            initialise="layers",
+            init_layers=options.init_layers,
+            label_names=sources.task.label_names,
+            problem_type=sources.task.problem_type,
         )
         return MultiExitModel.from_full_model(
             student,
@@ -136,5 +135,11 @@ class Alembert(SelfDistillation[AlembertOptions]):
 
     def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
         (planned,) = super().stages(model, sources, settings)
-        together = replace(planned, teacher=full_model(sources.teacher), teacher_cache=sources.teacher_cache)
+        teacher = full_model(sources.teacher)
+        together = replace(planned, name="together", teacher=teacher, teacher_cache=sources.teacher_cache)
         return exits_first(together, self.options.exit_epochs)
+
+
+def student_depth(num_layers: int, share: float) -> int:
+    """Layers of a student of a share of the teacher's: the nearest number, halves up, at least 2."""
+    return min(num_layers, max(2, math.floor(share * num_layers + 0.5)))

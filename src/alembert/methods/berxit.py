@@ -14,7 +14,7 @@ from alembert.methods.self_distillation import (
     PlacementOptions,
     SelfDistillation,
     labels_as_logits,
-    mistake_loss,
+    learned_exit_term,
 )
 from alembert.models.features import Features
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
@@ -64,11 +64,8 @@ class BerxitObjective(Objective):
             f"exit_{layer}": task_loss(logits, labels, self.problem_type)
             for layer, logits in zip(self.exits, output.exit_logits, strict=True)
         }
-        if output.mistake_logits is not None:
-            answers = labels_as_logits(labels, output.logits, self.problem_type)
-            terms["learned_exit"] = mistake_loss(
-                output.mistake_logits, output.exit_logits, answers, self.problem_type
-            )
+        answers = labels_as_logits(labels, output.logits, self.problem_type)
+        terms |= learned_exit_term(output, answers, self.problem_type)
         if top_alone:
             terms = {name: 0.0 * term for name, term in terms.items()}
         return terms | {f"exit_{self.num_layers}": task_loss(output.logits, labels, self.problem_type)}

@@ -13,7 +13,7 @@ from alembert.methods.self_distillation import (
     PlacementOptions,
     SelfDistillation,
     labels_as_logits,
-    mistake_loss,
+    learned_exit_term,
 )
 from alembert.models.features import Features
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
@@ -46,14 +46,8 @@ class DeeBertObjective(Objective):
             f"exit_{layer}": task_loss(logits, labels, self.problem_type)
             for layer, logits in zip(self.exits, output.exit_logits, strict=True)
         }
-        if output.mistake_logits is not None:
-            terms["learned_exit"] = mistake_loss(
-                output.mistake_logits,
-                output.exit_logits,
-                labels_as_logits(labels, output.logits, self.problem_type),
-                self.problem_type,
-            )
-        return terms
+        answers = labels_as_logits(labels, output.logits, self.problem_type)
+        return terms | learned_exit_term(output, answers, self.problem_type)
 
 
 class DeeBert(SelfDistillation[DeeBertOptions]):

@@ -11,7 +11,13 @@ from transformers import PreTrainedModel
 from alembert.data.task import Task
 from alembert.losses.prediction import distillation_divergence, task_loss
 from alembert.methods.base import Preset, Sources
-from alembert.methods.self_distillation import ExitOptions, SelfDistillation, exits_first, mistake_loss
+from alembert.methods.self_distillation import (
+    ExitOptions,
+    SelfDistillation,
+    exits_first,
+    learned_exit_term,
+    shares,
+)
 from alembert.models.features import Features
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
 from alembert.training.objective import Objective
@@ -48,8 +54,7 @@ class PabeeObjective(Objective):
     ) -> None:
         super().__init__()
         self.layers, self.problem_type, self.options = (*exits, num_layers), problem_type, options
-        weights = [layer if options.exit_weights == "depth" else 1 for layer in self.layers]
-        self.weights = [weight / sum(weights) for weight in weights]
+        self.weights = shares(self.layers, options.exit_weights)
 
     def forward(
         self, student: Features, teacher: Features | None, labels: Tensor | None
@@ -73,12 +78,7 @@ class PabeeObjective(Objective):
                     temperature=self.options.temperature,
                 )
                 terms[f"self_distillation_{layer}"] = self.options.self_distillation * weight * divergence
-        if output.mistake_logits is not None:
-            assert output.exit_logits is not None
-            terms["learned_exit"] = mistake_loss(
-                output.mistake_logits, output.exit_logits, output.logits, self.problem_type
-            )
-        return terms
+        return terms | learned_exit_term(output, output.logits, self.problem_type)
 
 
 class Pabee(SelfDistillation[PabeeOptions]):

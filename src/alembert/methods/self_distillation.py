@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal, TypeVar
 
@@ -76,12 +77,24 @@ class SelfDistillationObjective(Objective):
         assert output.exit_logits is not None
         losses = self.exit_losses(output.exit_logits, output)
         terms = {f"exit_{layer}": loss for layer, loss in zip(self.exits, losses, strict=True)}
-        if output.mistake_logits is not None:
-            assert output.logits is not None
-            terms["learned_exit"] = mistake_loss(
-                output.mistake_logits, output.exit_logits, output.logits, self.problem_type
-            )
-        return terms
+        return terms | learned_exit_term(output, output.logits, self.problem_type)
+
+
+def learned_exit_term(
+    output: MultiExitOutput, answers: Tensor | None, problem_type: str
+) -> dict[str, Tensor]:
+    """`mistake_loss` against `answers` by its name among the terms; nothing where the model has no learned exit."""
+    if output.mistake_logits is None:
+        return {}
+    assert output.exit_logits is not None and answers is not None
+    loss = mistake_loss(output.mistake_logits, output.exit_logits, answers, problem_type)
+    return {"learned_exit": loss}
+
+
+def shares(layers: Sequence[int], kind: Literal["depth", "uniform"]) -> list[float]:
+    """Weights of the exits' losses that sum to 1: equal, or by the layer's number."""
+    weights = [layer if kind == "depth" else 1 for layer in layers]
+    return [weight / sum(weights) for weight in weights]
 
 
 def mistake_loss(mistake_logits: Tensor, exit_logits: Tensor, logits: Tensor, problem_type: str) -> Tensor:
@@ -113,7 +126,8 @@ PlacementOptionsT = TypeVar("PlacementOptionsT", bound=PlacementOptions)
 
 
 class SelfDistillation(Method[PlacementOptionsT]):
-    """Stage B: backbone and final head are frozen, student exits learn from them.
+    """A method whose model is a classifier with exits. Unless a subclass says otherwise, backbone and final head are
+    the teacher's and frozen, and the exits learn from them.
 
     Attributes:
         trainable: prefixes of the names of the parameters that move; None = all.

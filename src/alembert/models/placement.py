@@ -18,7 +18,7 @@ def exit_layers(
     1 … N−1. The positions were recovered from the FLOPs columns of MS-BERT's Table 1. `layers` is an
     explicit list and overrides `placement`.
 
-    Raises InputError for an unknown placement, a k out of range or a layer outside 1 … N−1.
+    Raises InputError for an unknown placement, a k out of range or without a use, or a layer outside 1 … N−1.
     """
     if num_layers < 2:
         raise InputError(f"a model of {num_layers} layer(s) has no room for early exits")
@@ -30,6 +30,10 @@ def exit_layers(
             raise InputError(f"exit layers {list(layers)}: each must be between 1 and {last}")
         return chosen
     if placement == "all":
+        if k is not None:
+            raise InputError(
+                f"placement k={k}: the placement all has none; leave it out, or choose every_k or last_k"
+            )
         return tuple(range(1, num_layers))
     if placement == "every_k":
         k = 2 if k is None else k

@@ -312,32 +312,25 @@ class AdaptiveClassifier:
         texts: Iterable[Text],
         *,
         start: int = 0,
-        speed: float | None = None,
-        policy: str | None = None,
-        top_k: int | None = None,
-        renormalise: bool | None = None,
+        **how: Any,
     ) -> Iterator[ExitedBatch]:
-        decision = self._decision(speed, policy, top_k, renormalise)
+        decision = self._decision(**how)
         for window in windows(texts, self.window):
             encoded = self.encode(window, start)
             start += len(window)
             yield join(self._run_window(encoded, *decision))
 
-    def _predict_one(
+    def _predict_one(self, text: Text, **how: Any) -> Prediction:
+        # As `stream`, without its windows: they take long beside a short text.
+        ((_, exited),) = self._run_window(self.encode((text,)), *self._decision(**how))
+        return next(self._predictions(exited))
+
+    def _decision(
         self,
-        text: Text,
         speed: float | None = None,
         policy: str | None = None,
         top_k: int | None = None,
         renormalise: bool | None = None,
-    ) -> Prediction:
-        # As `stream`, without its windows: they take as long as a tenth of a short text's layers.
-        decision = self._decision(speed, policy, top_k, renormalise)
-        ((_, exited),) = self._run_window(self.encode((text,)), *decision)
-        return next(self._predictions(exited))
-
-    def _decision(
-        self, speed: float | None, policy: str | None, top_k: int | None, renormalise: bool | None
     ) -> tuple[ExitPolicy, float]:
         chosen = self._default_policy
         if policy is not None or top_k is not None or renormalise is not None:
