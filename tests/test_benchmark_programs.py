@@ -231,7 +231,7 @@ def test_a_study_of_methods_of_exits_and_its_tables(
     arguments = [
         "--model", str(tiny_encoder), "--data", str(task_folder), "--output", str(tmp_path / "runs"),
         "--json", str(study),
-        "--epochs", "8", "--batch-size", "8", "--learning-rate", "2e-3", "--max-length", "32", "--seeds", "1",
+        "--epochs", "16", "--batch-size", "8", "--learning-rate", "2e-3", "--max-length", "32", "--seeds", "1",
     ]  # fmt: skip
     rows = ["fastbert", "deebert, mean heads", "pabee, mean heads", "student, then pabee", "alembert"]
     module.main([*arguments, "--rows", ";".join(rows)])

@@ -14,19 +14,18 @@ from alembert.data.task import Task
 from alembert.losses.prediction import distillation_divergence, task_loss
 from alembert.methods.base import Preset, Sources
 from alembert.methods.self_distillation import (
+    ExitWeights,
+    JointObjective,
     PlacementOptions,
     SelfDistillation,
     exits_first,
     learned_exit_term,
-    shares,
 )
 from alembert.methods.student_distillation import full_model
 from alembert.models.features import FeatureRequest, Features
 from alembert.models.layered import LayeredEncoder
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
-from alembert.models.placement import exit_layers
 from alembert.models.students import build_student
-from alembert.training.objective import Objective
 from alembert.training.settings import TrainingSettings
 from alembert.training.stage import Stage
 
@@ -52,11 +51,11 @@ class AlembertOptions(PlacementOptions):
     init_layers: tuple[int, ...] | None = None
     hard_weight: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(1.0, gt=0)
-    exit_weights: Literal["uniform", "depth"] = "uniform"
+    exit_weights: ExitWeights = "uniform"
     exit_epochs: float = Field(1.0, ge=0)
 
 
-class AlembertObjective(Objective):
+class AlembertObjective(JointObjective):
     """Σ_j w_j (h · L(ŷ_j, labels) + (1 − h) · T² · KL(teacher ‖ exit j)) over the exits, the last layer's included.
 
     Args:
@@ -71,20 +70,16 @@ class AlembertObjective(Objective):
     def __init__(
         self, exits: tuple[int, ...], num_layers: int, problem_type: str, options: AlembertOptions
     ) -> None:
-        super().__init__()
-        self.layers, self.problem_type, self.options = (*exits, num_layers), problem_type, options
-        self.weights = shares(self.layers, options.exit_weights)
+        super().__init__(exits, num_layers, problem_type, options.exit_weights)
+        self.options = options
 
     def forward(
         self, student: Features, teacher: Features | None, labels: Tensor | None
     ) -> dict[str, Tensor]:
         output: MultiExitOutput = student.output
         assert labels is not None and teacher is not None and teacher.logits is not None
-        assert output.exit_logits is not None and output.logits is not None
         options, terms = self.options, {}
-        for layer, weight, logits in zip(
-            self.layers, self.weights, [*output.exit_logits, output.logits], strict=True
-        ):
+        for layer, weight, logits in self.weighted(output):
             hard = task_loss(logits, labels, self.problem_type)
             soft = distillation_divergence(
                 logits,
@@ -122,13 +117,7 @@ class Alembert(SelfDistillation[AlembertOptions]):
             label_names=sources.task.label_names,
             problem_type=sources.task.problem_type,
         )
-        return MultiExitModel.from_full_model(
-            student,
-            exit_layers=exit_layers(depth, options.placement, options.k, options.layers),
-            exit_head=options.exit_head,
-            exit_head_size=options.exit_head_size,
-            learned_exit=options.learned_exit,
-        )
+        return MultiExitModel.from_full_model(student, **self.exits(depth))
 
     def objective(self, model: MultiExitModel, task: Task) -> AlembertObjective:
         return AlembertObjective(model.exit_layers, model.num_layers, task.problem_type, self.options)

@@ -13,14 +13,14 @@ from alembert.losses.prediction import distillation_divergence, task_loss
 from alembert.methods.base import Preset, Sources
 from alembert.methods.self_distillation import (
     ExitOptions,
+    ExitWeights,
+    JointObjective,
     SelfDistillation,
     exits_first,
     learned_exit_term,
-    shares,
 )
 from alembert.models.features import Features
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
-from alembert.training.objective import Objective
 from alembert.training.settings import TrainingSettings
 from alembert.training.stage import Stage
 
@@ -41,35 +41,32 @@ class PabeeOptions(ExitOptions):
 
     exit_head: Literal["fastbert", "pooled", "linear", "mean"] = "linear"
     kl: Literal["student||teacher", "teacher||student", "symmetric"] = "teacher||student"
-    exit_weights: Literal["depth", "uniform"] = "depth"
+    exit_weights: ExitWeights = "depth"
     self_distillation: float = Field(1.0, ge=0)
     exit_epochs: float = Field(2.0, ge=0)
 
 
-class PabeeObjective(Objective):
+class PabeeObjective(JointObjective):
     """Σ_j j L_j / Σ_j j over the exits, the full model's included (PABEE, Eq. 5)."""
 
     def __init__(
         self, exits: tuple[int, ...], num_layers: int, problem_type: str, options: PabeeOptions
     ) -> None:
-        super().__init__()
-        self.layers, self.problem_type, self.options = (*exits, num_layers), problem_type, options
-        self.weights = shares(self.layers, options.exit_weights)
+        super().__init__(exits, num_layers, problem_type, options.exit_weights)
+        self.options = options
 
     def forward(
         self, student: Features, teacher: Features | None, labels: Tensor | None
     ) -> dict[str, Tensor]:
         output: MultiExitOutput = student.output
         assert labels is not None and output.logits is not None
-        exit_logits = [] if output.exit_logits is None else list(output.exit_logits)
+        exits = list(self.weighted(output))
         terms = {
             f"exit_{layer}": weight * task_loss(logits, labels, self.problem_type)
-            for layer, weight, logits in zip(
-                self.layers, self.weights, [*exit_logits, output.logits], strict=True
-            )
+            for layer, weight, logits in exits
         }
         if self.options.self_distillation:
-            for layer, weight, logits in zip(self.layers, self.weights, exit_logits, strict=False):
+            for layer, weight, logits in exits[:-1]:
                 divergence = distillation_divergence(
                     logits,
                     output.logits.detach(),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -25,6 +25,7 @@ from alembert.training.stage import Stage
 
 EXITS = ("exit_heads.", "learned_exit.")
 """Prefixes of the names of all that belongs to the exits."""
+ExitWeights = Literal["depth", "uniform"]
 
 
 class PlacementOptions(MethodOptions):
@@ -91,10 +92,29 @@ def learned_exit_term(
     return {"learned_exit": loss}
 
 
-def shares(layers: Sequence[int], kind: Literal["depth", "uniform"]) -> list[float]:
-    """Weights of the exits' losses that sum to 1: equal, or by the layer's number."""
-    weights = [layer if kind == "depth" else 1 for layer in layers]
-    return [weight / sum(weights) for weight in weights]
+class JointObjective(Objective):
+    """An objective in which all exits have weights that sum to 1, the full model's own answer being the last exit.
+
+    Args:
+        exits: layers of the exits.
+        num_layers: of the full model.
+        problem_type: transformers' problem type.
+        exit_weights: equal (`uniform`), or by the layer's number (`depth`).
+    """
+
+    def __init__(
+        self, exits: tuple[int, ...], num_layers: int, problem_type: str, exit_weights: ExitWeights
+    ) -> None:
+        super().__init__()
+        self.layers, self.problem_type = (*exits, num_layers), problem_type
+        weights = [layer if exit_weights == "depth" else 1 for layer in self.layers]
+        self.weights = [weight / sum(weights) for weight in weights]
+
+    def weighted(self, output: MultiExitOutput) -> Iterator[tuple[int, float, Tensor]]:
+        """Layer, weight and logits (rows, labels) of every exit, the full model's last."""
+        assert output.logits is not None
+        exit_logits = [] if output.exit_logits is None else list(output.exit_logits)
+        yield from zip(self.layers, self.weights, [*exit_logits, output.logits], strict=True)
 
 
 def mistake_loss(mistake_logits: Tensor, exit_logits: Tensor, logits: Tensor, problem_type: str) -> Tensor:
@@ -140,17 +160,21 @@ class SelfDistillation(Method[PlacementOptionsT]):
     def objective(self, model: MultiExitModel, task: Task) -> Objective:
         """The objective of the exits."""
 
+    def exits(self, num_layers: int) -> dict[str, Any]:
+        """What `MultiExitModel` is told of the exits on a model of so many layers."""
+        options = self.options
+        return {
+            "exit_layers": exit_layers(num_layers, options.placement, options.k, options.layers),
+            "exit_head": options.exit_head,
+            "exit_head_size": options.exit_head_size,
+            "learned_exit": options.learned_exit,
+        }
+
     def build_model(self, sources: Sources) -> MultiExitModel:
-        options, teacher = self.options, sources.teacher
+        teacher = sources.teacher
         full_model = teacher.full_model if isinstance(teacher, MultiExitModel) else teacher
         num_layers = LayeredEncoder(full_model).num_layers
-        return MultiExitModel.from_teacher(
-            teacher,
-            exit_layers=exit_layers(num_layers, options.placement, options.k, options.layers),
-            exit_head=options.exit_head,
-            exit_head_size=options.exit_head_size,
-            learned_exit=options.learned_exit,
-        )
+        return MultiExitModel.from_teacher(teacher, **self.exits(num_layers))
 
     def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
         assert isinstance(model, MultiExitModel)
