@@ -269,7 +269,9 @@ def measure(folder: Path, teacher: Path, task: Task, max_length: int) -> dict[st
     for split in ("dev", "test"):
         answers = collect_exit_answers(classifier, task_texts(task, split))
         labels = np.asarray(task.dataset(split)["labels"])
-        splits[split] = Measured(answers, labels, teacher_costs.full_model_macs(answers.lengths, CONVENTION), commonest)
+        splits[split] = Measured(
+            answers, labels, teacher_costs.full_model_macs(answers.lengths, CONVENTION), commonest
+        )
     areas = {}
     for every in (1, 2):
         dev = splits["dev"].placed(every)

@@ -20,7 +20,9 @@ from matplotlib import pyplot as plt
 
 OURS = "alembert"
 """The method that the others are compared with."""
-DRAWN = ("fastbert", "ms-bert, paper", "deebert", "berxit", "pabee", OURS)
+DRAWN = (
+    "fastbert", "ms-bert, paper", "deebert", "deebert, mean heads", "berxit, mean heads", "pabee, mean heads", OURS
+)  # fmt: skip
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
@@ -45,7 +47,7 @@ def table(study: dict[str, Any]) -> str:
         "",
         f"{settings['model']}; {rows['train']:,} train, {rows['dev']:,} dev, {rows['test']:,} test rows; "
         f"{settings['training']['epochs']:g} epochs, at most {settings['training']['max_length']} tokens. "
-        f"Teacher: **{spread(teacher)}** ({len(teacher)} seeds).",
+        f"Teacher: **{spread(teacher)}** ({len(teacher)} seed{'s' * (len(teacher) > 1)}).",
         "",
         "| method | seeds | area 2×–12× | 95% interval | "
         + " | ".join(f"{float(speedup):g}×" for speedup in speedups)
@@ -93,7 +95,9 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
 
 def plot(studies: Sequence[dict[str, Any]], path: Path) -> None:
     """Accuracy against speed-up in MACs, a panel a set; bands are one standard deviation over seeds."""
-    figure, panels = plt.subplots(1, len(studies), figsize=(4.2 * len(studies), 3.8), squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(studies), figsize=(4.2 * len(studies), 4), squeeze=False, layout="constrained"
+    )
     for axes, study in zip(panels[0], studies, strict=True):
         teacher = np.mean([metrics["test"]["accuracy"] for metrics in study["teacher"].values()])
         axes.axhline(100 * teacher, color="0.5", linestyle=":", label="teacher")
@@ -111,8 +115,7 @@ def plot(studies: Sequence[dict[str, Any]], path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("accuracy on test (%)")
-    panels[0][0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
