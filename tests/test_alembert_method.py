@@ -102,3 +102,15 @@ def test_all_layers_go_on_learning(teacher: Path, task: Task, tmp_path: Path) ->
     assert list(json.loads((tmp_path / "run" / "trainer_state.json").read_text())) == ["together"]
     weights = model.full_model.state_dict().items()
     assert any("layer.0." in name and not torch.equal(weight, start[name]) for name, weight in weights)
+
+
+def test_a_slimmer_student_comes_first(teacher: Path, task: Task, tmp_path: Path) -> None:
+    model = alembert.distill(
+        "tinybert+alembert", str(teacher), task, tmp_path / "run", student="3x16",
+        options={"alembert.depth": 1},
+        settings={
+            "epochs": 8, "batch_size": 8, "learning_rate": 5e-3, "alembert.epochs": 1, "max_length": 32
+        },
+    )  # fmt: skip
+    assert (model.num_layers, model.exit_layers) == (3, (1, 2))
+    assert model.full_model.config.hidden_size == 16
