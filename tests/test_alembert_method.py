@@ -98,7 +98,7 @@ def test_all_layers_go_on_learning(teacher: Path, task: Task, tmp_path: Path) ->
         settings={"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "max_length": 32},
     )  # fmt: skip
     model, start = load_classifier(str(tmp_path / "run")), load_classifier(str(teacher)).state_dict()
-    assert model.exit_layers == (1, 2, 3)
+    assert model.exit_layers == (1, 2, 3) and model.learned_exit is not None
     assert list(json.loads((tmp_path / "run" / "trainer_state.json").read_text())) == ["together"]
     weights = model.full_model.state_dict().items()
     assert any("layer.0." in name and not torch.equal(weight, start[name]) for name, weight in weights)
