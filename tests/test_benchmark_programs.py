@@ -99,6 +99,25 @@ def test_parity_of_exports(
             assert 1e-6 < against["mean_difference"] <= against["max_difference"]
 
 
+def test_ranges_from_the_batch_and_from_the_export(
+    program: Any, teacher: Path, fast: Path, task: alembert.Task, task_folder: Path, tmp_path: Path
+) -> None:
+    module, output = program("input_ranges"), tmp_path / "ranges.json"
+    arguments = ["--data", str(task_folder), "--timing-rows", "4", "--repeats", "1", "--output", str(output)]
+    results = module.main([str(teacher), *arguments])
+    assert json.loads(output.read_text()) == results
+    exact, from_batch, from_export = results["results"]
+    assert (exact["other_labels"], exact["largest_change"], exact["share_of_float32_time"]) == (0, 0, 1)
+    assert from_batch["largest_change"] > 0 and from_export["largest_change"] > 0
+    assert from_batch["mean_change"] != from_export["mean_change"]
+    export_classifier(teacher, tmp_path / "int8", precision="int8")
+    classifier = alembert.AdaptiveClassifier.from_pretrained(tmp_path / "int8")
+    found = classifier.predict_proba(task_texts(task, results["split"])).argmax(axis=1)
+    assert from_export["accuracy"] == (found == np.array(task.dataset(results["split"])["labels"])).mean()
+    with pytest.raises(InputError, match="has exits"):
+        module.main([str(fast), *arguments])
+
+
 def test_a_difference_in_pairs(program: Any) -> None:
     right, reference = np.repeat([True, False, True, False], [70, 5, 10, 15]), np.arange(100) < 75
     found = program("parity").paired_difference(right, reference)

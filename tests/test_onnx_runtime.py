@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from alembert import AdaptiveClassifier, InputError, Task
-from alembert.models.loading import load_classifier
+from alembert.models.loading import load_classifier, load_encoder
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime import processor
 from alembert.runtime.batching import pad_rows, run_regrouped
@@ -276,6 +276,43 @@ def test_a_single_text_goes_through_the_merged_graph(
             assert answer.uncertainty == pytest.approx(other.uncertainty, abs=1e-4)
     assert len(taken) >= 2
     assert classifier.backend._merged is not None
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "policy"),
+    [("multi_label_classification", "entropy"), ("multi_label_classification", "patience"),
+     ("regression", "patience")],
+)  # fmt: skip
+def test_a_single_text_of_other_problem_types(
+    tiny_encoder: Path, tmp_path: Path, texts: list[str], problem_type: str, policy: str
+) -> None:
+    names = [] if problem_type == "regression" else ["a", "b", "c"]
+    torch.manual_seed(3)
+    full_model = load_encoder(str(tiny_encoder), label_names=names, problem_type=problem_type)
+    model = MultiExitModel.from_full_model(full_model, exit_layers=(1, 3), exit_head="mean")
+    model.config.policy = policy
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path / "model")
+    merge = "all" if policy == "entropy" else None
+    export_classifier(tmp_path / "model", tmp_path / "out", precision="fp32", merge_exits=merge)
+    opened = [AdaptiveClassifier.from_pretrained(folder) for folder in (tmp_path / "out", tmp_path / "model")]
+    for speed in (0.0, 0.99, 1.0):
+        batch = opened[1].predict(texts[:6], speed=speed)
+        for classifier in opened:
+            for text, expected in zip(texts[:6], batch, strict=True):
+                found = classifier.predict(text, speed=speed)
+                assert (found.exit, type(found.label)) == (expected.exit, type(expected.label))
+                assert found.label == (
+                    pytest.approx(expected.label, abs=1e-4)
+                    if problem_type == "regression"
+                    else expected.label
+                )
+                assert found.score == pytest.approx(expected.score, abs=1e-4)
+                assert found.uncertainty == (
+                    None if expected.uncertainty is None else pytest.approx(expected.uncertainty, abs=1e-4)
+                )
+    if problem_type != "regression":
+        assert {len(answer.label) for answer in opened[0].predict(texts)} != {0}
 
 
 def test_the_merged_graph_answers_only_what_it_was_made_for(

@@ -14,9 +14,16 @@ from alembert.common.errors import InputError
 from alembert.runtime.backend import OpenedClassifier, SingleTextBackend, SteppedBackend
 from alembert.runtime.batching import pad_rows, run_regrouped, token_budget_batches, windows
 from alembert.runtime.calibration_file import with_calibrated_defaults
-from alembert.runtime.exited import ExitedBatch, join
+from alembert.runtime.exited import ExitedBatch, ExitedText, join
 from alembert.runtime.manifest import is_exported
-from alembert.runtime.policies import MULTI_LABEL, REGRESSION, ExitPolicy, check_speed, default_policy
+from alembert.runtime.policies import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    ExitPolicy,
+    check_speed,
+    default_policy,
+)
 from alembert.runtime.tokenization import EncodedText
 
 if TYPE_CHECKING:
@@ -239,11 +246,10 @@ class AdaptiveClassifier:
         Keyword arguments `speed`, `policy`, `top_k` and `renormalise` override the defaults for this call.
         Raises InputError for an empty text, a wrong speed or policy, naming the position of the text.
         """
-        one_pair = (
-            isinstance(texts, tuple) and self.is_pair is not False and [type(t) for t in texts] == [str, str]
-        )
-        if isinstance(texts, str) or one_pair:
-            return self._predict_one(cast(Text, texts), **how)
+        if isinstance(texts, str):
+            return self._predict_one(texts, **how)
+        if isinstance(texts, tuple) and self.is_pair is not False and [type(t) for t in texts] == [str, str]:
+            return self._predict_one(cast(tuple[str, str], texts), **how)
         return list(self.stream(texts, **how))
 
     def predict_proba(self, texts: Sequence[Text], **how: Any) -> np.ndarray:
@@ -271,15 +277,16 @@ class AdaptiveClassifier:
             check_text(text, f"text {position}")
         if not texts:
             return []
-        pairs = isinstance(texts[0], tuple)
-        if any(isinstance(text, tuple) != pairs for text in texts):
+        kinds = {isinstance(text, tuple) for text in texts}
+        if len(kinds) > 1:
             raise InputError("texts and pairs of texts are mixed in one input: give one kind")
+        (pairs,) = kinds
         if self.is_pair is not None and pairs != self.is_pair:
             kind, other = (
                 ("pairs of texts", "single texts") if self.is_pair else ("single texts", "pairs of texts")
             )
             raise InputError(f"this model was trained on {kind}, the input is {other}")
-        columns = list(zip(*texts, strict=True)) if pairs else [cast(Sequence[str], texts)]
+        columns: list[Any] = list(zip(*texts, strict=True)) if pairs else [texts]
         return self._encoder.encode(columns, self.max_length)
 
     def batches(self, encoded: Sequence[EncodedText]) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
@@ -321,9 +328,11 @@ class AdaptiveClassifier:
             yield join(self._run_window(encoded, *decision))
 
     def _predict_one(self, text: Text, **how: Any) -> Prediction:
-        # As `stream`, without its windows: they take long beside a short text.
-        ((_, exited),) = self._run_window(self.encode((text,)), *self._decision(**how))
-        return next(self._predictions(exited))
+        if not self._runs_alone:
+            return next(self.stream((text,), **how))
+        # As `stream`, without windows and NumPy: they take long beside a short text.
+        batch = pad_rows(self.encode((text,)), self._encoder.fill)
+        return self._prediction(self.backend.run_alone(batch, *self._decision(**how)))
 
     def _decision(
         self,
@@ -342,11 +351,30 @@ class AdaptiveClassifier:
     ) -> list[tuple[np.ndarray, ExitedBatch]]:
         batches, backend = self._batches(encoded), self.backend
         if len(encoded) == 1 and self._runs_alone:
-            return [(positions, backend.run_alone(batch, policy, speed)) for positions, batch in batches]
+            return [
+                (positions, backend.run_alone(batch, policy, speed).as_batch())
+                for positions, batch in batches
+            ]
         # Where no row can leave there are no survivors to bring together.
         if self.regroup and speed > 0 and isinstance(backend, SteppedBackend):
             return run_regrouped(backend, batches, policy, speed, self.batch_tokens)
         return [(positions, backend.run(batch, policy, speed)) for positions, batch in batches]
+
+    def _prediction(self, exited: ExitedText) -> Prediction:
+        """As `_predictions`, of one text."""
+        probabilities, layer, uncertainty = exited
+        facts = self.facts
+        label: Any
+        if facts.problem_type == SINGLE_LABEL:
+            score = max(probabilities)
+            label = facts.label_names[probabilities.index(score)]
+        elif facts.problem_type == MULTI_LABEL:
+            named = zip(facts.label_names, probabilities, strict=True)
+            label = tuple(name for name, probability in named if probability >= 0.5)
+            score = min(max(probability, 1 - probability) for probability in probabilities)
+        else:
+            score = label = probabilities[0]
+        return Prediction(label, score, layer, None if math.isnan(uncertainty) else uncertainty)
 
     def _predictions(self, exited: ExitedBatch) -> Iterator[Prediction]:
         labels: list[Any]
@@ -356,7 +384,8 @@ class AdaptiveClassifier:
         elif self.facts.problem_type == MULTI_LABEL:
             names = np.array(self.label_names, dtype=object)
             labels = [tuple(names[row].tolist()) for row in probabilities >= 0.5]
-            scores = np.maximum(probabilities, 1 - probabilities).min(axis=1).tolist()
+            wide = probabilities.astype(np.float64)
+            scores = np.maximum(wide, 1 - wide).min(axis=1).tolist()
         else:
             best = probabilities.argmax(axis=1)
             labels = [self.label_names[index] for index in best.tolist()]
@@ -370,11 +399,11 @@ class AdaptiveClassifier:
 def check_text(text: Any, where: str) -> None:
     """Raises InputError unless it is a text, or a pair of texts, that a tokenizer can read; `where` is its place."""
     fields = text if isinstance(text, tuple) else (text,)
-    if len(fields) > 2 or not all(isinstance(field, str) for field in fields):
-        raise InputError(f"{where}: must be a string or a pair of strings, not {text!r}")
-    if not all(field.strip() for field in fields):
-        raise InputError(f"{where} is empty")
     for field in fields:
+        if not isinstance(field, str) or len(fields) > 2:
+            raise InputError(f"{where}: must be a string or a pair of strings, not {text!r}")
+        if not field or field.isspace():
+            raise InputError(f"{where} is empty")
         if not field.isascii():
             _check_encoding(field, where)
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from alembert.common.facts import ClassifierFacts
-from alembert.runtime.exited import ExitedBatch
+from alembert.runtime.exited import ExitedBatch, ExitedText
 from alembert.runtime.policies import ExitPolicy
 from alembert.runtime.tokenization import TextEncoder
 
@@ -40,7 +40,7 @@ class Backend(Protocol):
 class SingleTextBackend(Protocol):
     """A backend with a way of its own for a text that comes alone."""
 
-    def run_alone(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedBatch:
+    def run_alone(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedText:
         """As `Backend.run`, for a batch of one row."""
         ...
 

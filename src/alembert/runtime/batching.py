@@ -50,8 +50,8 @@ def pad_rows(rows: Sequence[Mapping[str, Sequence[int]]], fill: Mapping[str, int
     Returns (rows, tokens) int64 arrays by name, `attention_mask` (1 = token) among them.
     """
     if len(rows) == 1:
-        arrays = {name: np.array([values], dtype=np.int64) for name, values in rows[0].items()}
-        return arrays | {"attention_mask": np.ones_like(arrays["input_ids"])}
+        row = {**rows[0], "attention_mask": [1] * len(rows[0]["input_ids"])}
+        return {name: np.array([values], np.int64) for name, values in row.items()}
     lengths = np.fromiter((len(row["input_ids"]) for row in rows), dtype=np.int64, count=len(rows))
     mask = np.arange(lengths.max()) < lengths[:, None]
     total = int(lengths.sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,31 @@ class ExitedBatch:
     probabilities: np.ndarray
     exit_layers: np.ndarray
     uncertainties: np.ndarray
+
+    def alone(self) -> ExitedText:
+        """The one row that there is."""
+        return ExitedText(
+            self.probabilities[0].tolist(), int(self.exit_layers[0]), float(self.uncertainties[0])
+        )
+
+
+class ExitedText(NamedTuple):
+    """What a text that came alone came to: numbers of Python, for NumPy takes long over a few of them."""
+
+    probabilities: list[float]
+    """One for each label; softmax, sigmoid, or the value itself for regression."""
+    exit_layer: int
+    """The layer it left after."""
+    uncertainty: float
+    """The policy's, at the exit taken; NaN where the full model answered."""
+
+    def as_batch(self) -> ExitedBatch:
+        """The same as a batch of one row."""
+        return ExitedBatch(
+            np.array([self.probabilities], np.float32),
+            np.array([self.exit_layer]),
+            np.array([self.uncertainty], np.float32),
+        )
 
 
 def join(parts: Sequence[tuple[np.ndarray, ExitedBatch]]) -> ExitedBatch:

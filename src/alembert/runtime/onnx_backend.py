@@ -16,7 +16,7 @@ import numpy as np
 from alembert.common.errors import InputError
 from alembert.common.facts import ClassifierFacts
 from alembert.runtime.backend import OpenedClassifier
-from alembert.runtime.exited import ExitedBatch, array_probabilities, join, sigmoid
+from alembert.runtime.exited import ExitedBatch, ExitedText, array_probabilities, join, sigmoid
 from alembert.runtime.manifest import (
     HIDDEN_STATES,
     SPEED,
@@ -109,14 +109,14 @@ class OnnxBackend:
                 answered.append(left)
         return join(answered)
 
-    def run_alone(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedBatch:
+    def run_alone(self, batch: dict[str, np.ndarray], policy: ExitPolicy, speed: float) -> ExitedText:
         """As `SingleTextBackend.run_alone`: by the merged graph where that decides as the policy does."""
-        merged = self._open_merged() if self._merged_policy == policy else None
+        merged = (self._merged or self._open_merged()) if self._merged_policy == policy else None
         if merged is None:
-            return self.run(batch, policy, speed)
+            return self.run(batch, policy, speed).alone()
         speeds = {SPEED: np.array(speed, np.float32)}
         probabilities, exit_layer, uncertainty = merged.run(batch | speeds, batch["attention_mask"])
-        return ExitedBatch(probabilities, exit_layer.reshape(1), uncertainty.reshape(1))
+        return ExitedText(probabilities.tolist()[0], exit_layer.item(), uncertainty.item())
 
     def _open_merged(self) -> _OpenGraph | None:
         """The graph for single texts, opened when the first one comes; None where its file is gone by then."""
