@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--exported", action="append", default=[], help="a folder of `alembert export`")
     parser.add_argument("--data", required=True)
     parser.add_argument("--speed", type=float, default=0.5)
+    parser.add_argument("--policy", help="the run's own unless given")
     parser.add_argument("--padded-length", type=int, default=PADDED_LENGTH)
     parser.add_argument("--rows", type=int, default=64, help="texts of a round")
     parser.add_argument("--repeats", type=int, default=5)
@@ -91,18 +92,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if given.threads:
         torch.set_num_threads(given.threads)
     threads = torch.get_num_threads()
-    classifier = AdaptiveClassifier.from_pretrained(given.run, device="cpu", threads=threads)
-    model = classifier.backend.model
+    classifier = AdaptiveClassifier.from_pretrained(
+        given.run, device="cpu", threads=threads, speed=given.speed, policy=given.policy
+    )
+    model, policy = classifier.backend.model, classifier.policy()
     task, split = load_evaluation_task(given.data, given.run, classifier, None)
     task = limit_rows(task, {split: given.rows}, 0)
     texts, labels = task_texts(task, split), np.array(task.dataset(split)["labels"])
     published = PublishedInference(
-        model, classifier.tokenizer, classifier.policy(), classifier.max_length, given.padded_length
+        model, classifier.tokenizer, policy, classifier.max_length, given.padded_length
     )
+    # Speed and policy are given, so that a calibration beside an export does not choose others for it.
     ours = {"torch": classifier} | {
-        str(folder): AdaptiveClassifier.from_pretrained(folder, threads=threads) for folder in given.exported
+        str(folder): AdaptiveClassifier.from_pretrained(
+            folder, threads=threads, speed=given.speed, policy=policy.name, top_k=policy.top_k
+        )
+        for folder in given.exported
     }
-
     expected, expected_exits = np.array([published.predict(text, given.speed) for text in texts]).T
     candidates: dict[str, Any] = {
         "published": lambda: [published.predict(text, given.speed) for text in texts]
@@ -119,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "model": given.run,
         "data": given.data,
         "speed": given.speed,
+        "policy": policy.name,
         "rows": len(texts),
         "padded_length": given.padded_length,
         "exits": {str(layer): float((expected_exits == layer).mean()) for layer in classifier.exit_layers},

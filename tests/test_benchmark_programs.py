@@ -13,6 +13,7 @@ import pytest
 
 import alembert
 from alembert.benchmarks.evaluation import task_texts
+from alembert.cli.app import run
 from alembert.common.errors import InputError
 from alembert.models.loading import load_classifier
 from alembert.runtime.export import export_classifier
@@ -46,16 +47,23 @@ def test_fastberts_published_inference(
             found = [published.predict(text, speed) for text in texts]
             assert [classifier.label_names[label] for label, _ in found] == [one.label for one in expected]
             assert [layer for _, layer in found] == [one.exit for one in expected]
-    output = tmp_path / "fastbert.json"
+    # A calibration beside the export, for another policy, has no say.
+    output, exported = tmp_path / "fastbert.json", tmp_path / "fp32"
+    export_classifier(fast, exported, precision="fp32")
+    calibration = ["--mode", "empirical", "--max-drop", "0.5", "--policy", "patience", "--split", "dev"]
+    assert run(["calibrate", str(exported), "--data", str(task_folder), *calibration]) == 0
     results = module.main(
-        [str(fast), "--data", str(task_folder), "--speed", "0.7", "--rows", "6", "--repeats", "1",
-         "--padded-length", "48",
-         "--output", str(output)]
+        [str(fast), "--exported", str(exported), "--data", str(task_folder), "--speed", "0.7", "--rows", "6",
+         "--repeats", "1", "--padded-length", "48", "--policy", "margin", "--output", str(output)]
     )  # fmt: skip
-    assert set(results["results"]) == {"published", "torch, one text at a time", "torch, all texts"}
+    ways = [
+        f"{name}, {how}" for name in ("torch", str(exported)) for how in ("one text at a time", "all texts")
+    ]
+    assert list(results["results"]) == ["published", *ways]
     for entry in results["results"].values():
         assert entry["same_exit"] == entry["same_label"] == 1.0
-    assert json.loads(output.read_text())["padded_length"] == 48
+    assert len([share for share in results["exits"].values() if share > 0]) > 1
+    assert (json.loads(output.read_text())["padded_length"], results["policy"]) == (48, "margin")
 
 
 def test_parity_of_exports(

@@ -195,6 +195,36 @@ def test_json_stands_alone_on_standard_output(
     assert answer("methods", "ms-bert")["options"]["emd"]["default"] == "auto"
 
 
+def test_a_folder_of_plain_text_is_read_whole(tiny_encoder: Path, tmp_path: Path, capfd: Capture) -> None:
+    texts, output = tmp_path / "texts", tmp_path / "out"
+    texts.mkdir()
+    counts = {"first.txt": 5, "second.txt": 7}
+    for name, count in counts.items():
+        lines = (f"the {'very ' * row}soup was there" for row in range(count))
+        (texts / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (texts / "notes.md").write_text("no text to learn from\n", encoding="utf-8")
+    command = ["distill", "--method", "tinybert", "--stages", "general", "--teacher", tiny_encoder]
+    command += [
+        "--corpus",
+        texts,
+        "--student",
+        "2x16",
+        "--output",
+        output,
+        *TINY,
+        "--batch-size",
+        3,
+        "--json",
+    ]
+    assert run([str(part) for part in command]) == 0
+    assert json.loads(capfd.readouterr().out)["output"] == str(output)
+    corpus = json.loads((output / "alembert.json").read_text())["configuration"]["corpus"]
+    assert (corpus["name"], corpus["rows"], corpus["shards"]) == ("texts", sum(counts.values()), len(counts))
+    assert set(corpus["files"]) == set(counts)
+    # A step for every three texts of the two files.
+    assert json.loads((output / "trainer_state.json").read_text())["general"]["global_step"] == 4
+
+
 def times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 

@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 from alembert.cli.app import run
 
 
-def test_two_processes_end_where_one_does(teacher: Path, task_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["fastbert", "ms-bert"])
+def test_two_processes_end_where_one_does(
+    teacher: Path, task_folder: Path, tmp_path: Path, method: str
+) -> None:
     program = tmp_path / "program.py"
     program.write_text("from alembert.cli import main\n\nmain()\n", encoding="utf-8")
     options = [
-        "distill", "--method", "fastbert", "--teacher", str(teacher), "--data", str(task_folder),
+        "distill", "--method", method, "--teacher", str(teacher), "--data", str(task_folder),
         "--set", "placement=all", "--epochs", "2", "--batch-size", "4", "--learning-rate", "1e-3",
         "--max-length", "32", "--training", "bf16=false", "--json",
     ]  # fmt: skip

@@ -323,6 +323,18 @@ class TestMergedGraph:
             assert any(name.startswith(f"ask{segment}_") for name in everywhere) == has_head
         assert not any(node.name.startswith("ask") for node in graph.node), "a head runs where the speed is 0"
 
+        def held(graph: onnx.GraphProto) -> list[str]:
+            branches = [entry.g for node in graph.node for entry in node.attribute if entry.HasField("g")]
+            return [tensor.name for branch in branches for tensor in branch.initializer] + [
+                name for branch in branches for name in held(branch)
+            ]
+
+        assert any(name.startswith("s3_") for name in (tensor.name for tensor in graph.initializer))
+        assert any(name.startswith("ask1_") for name in held(graph))
+        assert not any(name.startswith("s") and name[1].isdigit() for name in held(graph)), (
+            "layers' weights stand inside a branch, where every level of nesting keeps a copy"
+        )
+
     def test_patience_is_refused(self, exported: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="patience"):
             write_merged_graph(

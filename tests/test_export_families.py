@@ -9,20 +9,29 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from alembert import AdaptiveClassifier
 from alembert.models.bilstm import BilstmConfig, BilstmForSequenceClassification
 from alembert.models.exit_heads import EXIT_HEADS, build_exit_head
 from alembert.models.layered import SUPPORTED_FAMILIES
 from alembert.models.multi_exit import MultiExitModel
-from alembert.runtime.export import write_module
+from alembert.runtime.export import export_classifier, write_module
 from alembert.runtime.segment_graph import (
     FoldedFastBertHead,
     head_modules,
     reads_token_types,
     segment_modules,
 )
-from test_layered import BERT_SIZES, CASES, PADDING, randomise
+from test_layered import BERT_SIZES, CASES, NUM_LAYERS, PADDING, randomise
 
 EXITS = (1, 3)
 SHAPES = [(1,), (3,), (17,), (9, 4, 2, 7, 3), (17, 2, 5, 16, 3), (34, 1)]
@@ -110,6 +119,38 @@ def test_every_exit_gives_the_torch_models_logits(name: str, tmp_path: Path) -> 
             np.testing.assert_allclose(logits, expected.exit_logits[index], atol=1e-4)
             np.testing.assert_allclose(mistakes, expected.mistake_logits[index], atol=1e-4)
         np.testing.assert_allclose(answers[-1][0], expected.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_graph_for_single_texts_decides_as_the_torch_model(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    multi_exit(name).save_pretrained(folder)
+    words = [f"w{index}" for index in range(BERT_SIZES["vocab_size"])]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="w0", pad_token=words[PADDING], model_max_length=32
+    ).save_pretrained(folder)
+    export_classifier(folder, tmp_path / "out", precision="fp32", merge_exits="all", policy="margin")
+    exported, by_torch = (
+        AdaptiveClassifier.from_pretrained(path, policy="margin") for path in (tmp_path / "out", folder)
+    )
+    generator = np.random.default_rng(5)
+    texts = [" ".join(generator.choice(words[PADDING + 1 :], length)) for length in (1, 2, 5, 9, 17, 32)]
+    uncertain = [by_torch.predict(text, speed=1.0).uncertainty for text in texts]
+    speeds = [0.0, float(np.median([value for value in uncertain if value is not None])), 1.0]
+    exits = set()
+    for speed in speeds:
+        for text in texts:
+            found, expected = exported.predict(text, speed=speed), by_torch.predict(text, speed=speed)
+            assert (found.label, found.exit) == (expected.label, expected.exit)
+            assert found.score == pytest.approx(expected.score, abs=1e-4)
+            assert found.uncertainty == (
+                expected.uncertainty and pytest.approx(expected.uncertainty, abs=1e-4)
+            )
+            exits.add(found.exit)
+    assert {1, NUM_LAYERS} <= exits
+    assert exported.backend._merged is not None, "the segments answered"
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -315,6 +315,52 @@ def test_a_single_text_of_other_problem_types(
         assert {len(answer.label) for answer in opened[0].predict(texts)} != {0}
 
 
+def test_an_export_with_another_policy(fast: Path, tmp_path: Path, texts: list[str]) -> None:
+    manifest = export_classifier(
+        fast, tmp_path / "out", precision="fp32", merge_exits="all", policy="max_probability"
+    )
+    assert (manifest.policy, manifest.top_k) == ("max_probability", None)
+    classifier, by_torch = (AdaptiveClassifier.from_pretrained(path) for path in (tmp_path / "out", fast))
+    assert classifier.policy().name == "max_probability" != by_torch.policy().name
+    exits = set()
+    for text in texts[:8]:
+        found, expected = (
+            classifier.predict(text, speed=0.6),
+            by_torch.predict(text, speed=0.6, policy="max_probability"),
+        )
+        assert (found.label, found.exit) == (expected.label, expected.exit)
+        exits.add(found.exit)
+    assert len(exits) > 1
+    assert classifier.backend._merged is not None
+    few = export_classifier(fast, tmp_path / "few", precision="fp32", policy="top_k_entropy", top_k=2)
+    assert (few.policy, few.top_k) == ("top_k_entropy", 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"policy": "certainty"}, "choose one of entropy"),
+     ({"policy": "top_k_entropy", "top_k": 4}, "between 2 and 3"),
+     ({"policy": "margin", "top_k": 2}, "belong to the exit policy 'top_k_entropy'"),
+     ({"policy": "margin", "exits": []}, "has no exits, or none is kept"),
+     ({"policy": "patience", "merge_exits": "all"}, "'patience' does not")],
+)  # fmt: skip
+def test_an_export_with_a_policy_that_does_not_fit(
+    fast: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        export_classifier(fast, tmp_path / "out", precision="fp32", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_with_a_learned_policy_needs_a_learned_exit(teacher: Path, tmp_path: Path) -> None:
+    full_model = load_classifier(str(teacher))
+    model = MultiExitModel.from_full_model(full_model, exit_layers=(1,), exit_head="mean")
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="learned_exit=true"):
+        export_classifier(tmp_path / "model", tmp_path / "out", precision="fp32", policy="learned")
+
+
 def test_the_merged_graph_answers_only_what_it_was_made_for(
     fast: Path,
     tmp_path: Path,

@@ -19,7 +19,10 @@ NEEDED_AT_RUN_TIME = (
     "data/reading",
     "data/validation",
 )
-RUNTIME = ("adaptive", "onnx_backend", "tokenization", "batching", "policies", "manifest", "prediction_file")
+RUNTIME = (
+    "adaptive", "backend", "batching", "calibration_file", "exited", "manifest", "onnx_backend", "policies",
+    "prediction_file", "processor", "tokenization",
+)  # fmt: skip
 
 
 def _project(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ SIZES = [
     "--training", "bf16=false",
 ]  # fmt: skip
 INTERMEDIATE = ["--set", "intermediate_epochs=1", "--set", "intermediate_learning_rate=1e-3"]
+COMBINED, MASKED = "tinybert+ms-bert", "distilbert"
 METHODS: dict[str, list[str]] = {
     "kd": ["--student", "2x16"],
     "bilstm": ["--student", "bilstm", "--set", "bilstm_hidden_size=8"],
@@ -31,13 +32,22 @@ METHODS: dict[str, list[str]] = {
     "bert-emd": ["--student", "2x16", "--set", "beta=1"],
     # Every process has negatives of its own; without negatives the gradients are those of one process.
     "lrc-bert": ["--student", "2x16", "--set", "layer_loss=mse"],
-    "distilbert": ["--student", "2x16", "--set", "project=true"],
+    MASKED: ["--student", "2x16", "--set", "project=true"],
     "pkd": ["--student", "2x32"],
     "minilm": ["--student", "2x16", *INTERMEDIATE],
     "minilm-v2": ["--student", "2x16", *INTERMEDIATE],
+    # The student must have learned something before it gets exits: it begins as some of the teacher's layers.
+    COMBINED: ["--student", "3x32", "--set", "initialise=layers", "--set", "placement=all", *INTERMEDIATE],
 }
 NEGATIVES = "lrc-bert-negatives"
-GENERAL, MASKED = "tinybert-general", "distilbert-general"
+GENERAL: dict[str, list[str]] = {
+    "tinybert": [],
+    "lrc-bert": METHODS["lrc-bert"][2:],
+    "minilm": [],
+    "minilm-v2": [],
+    # Every process masks words of its own, so that one process alone learns something else.
+    MASKED: METHODS[MASKED][2:],
+}
 
 PROGRAM = """
 import hashlib, json, os, sys
@@ -100,11 +110,10 @@ def masked_lm(tmp_path_factory: pytest.TempPathFactory, steady: Path) -> Path:
     return folder
 
 
-def general_command(name: str, teacher: Path, corpus: Path, output: Path) -> list[str]:
+def general_command(method: str, teacher: Path, corpus: Path, output: Path) -> list[str]:
     paths = ["--teacher", str(teacher), "--corpus", str(corpus), "--output", str(output)]
-    options = ["--stages", "general", "--student", "2x16"]
-    options += ["--set", "project=true"] if name == MASKED else []
-    return ["distill", "--method", name.removesuffix("-general"), *paths, *SIZES, *options]
+    options = ["--stages", "general", "--student", "2x16", *GENERAL[method]]
+    return ["distill", "--method", method, *paths, *SIZES, *options]
 
 
 def command(name: str, teacher: Path, data: Path, output: Path, *more: str) -> list[str]:
@@ -133,14 +142,17 @@ def assert_same_weights(ones: Path, others: Path) -> None:
             assert len(names) > 1
             for name in names:
                 assert one[name] == pytest.approx(other[name], rel=2e-3, abs=2e-4), (stage, name)
-    first, second = (load_file(folder / "model.safetensors") for folder in (ones, others))
-    assert first.keys() == second.keys()
-    for key, weight in first.items():
-        # A key's bias changes no attention: its gradient is rounding, which Adam makes steps of.
-        if not key.endswith("key.bias"):
-            torch.testing.assert_close(
-                weight, second[key], rtol=0, atol=1e-3, msg=lambda text, key=key: f"{key}: {text}"
-            )
+    files = [file.relative_to(ones) for file in ones.rglob("*.safetensors")]
+    assert Path("model.safetensors") in files
+    for file in files:
+        first, second = (load_file(folder / file) for folder in (ones, others))
+        assert first.keys() == second.keys()
+        for key, weight in first.items():
+            # A key's bias changes no attention: its gradient is rounding, which Adam makes steps of.
+            if not key.endswith("key.bias"):
+                torch.testing.assert_close(
+                    weight, second[key], rtol=0, atol=1e-3, msg=lambda text, key=key: f"{key}: {text}"
+                )
 
 
 def assert_same_students(ones: Path, others: Path) -> None:
@@ -160,10 +172,7 @@ def test_two_processes_teach_what_one_does(steady: Path, masked_lm: Path, data: 
     rows = (data / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
     corpus.write_text("\n".join(row.split("\t")[1] for row in rows) + "\n", encoding="utf-8")
     commands = [command(name, steady, data, two / name) for name in names]
-    commands += [
-        general_command(GENERAL, steady, corpus, two / GENERAL),
-        general_command(MASKED, masked_lm, corpus, two / MASKED),
-    ]
+    commands += [general_command(method, masked_lm, corpus, two / "general" / method) for method in GENERAL]
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     (tmp_path / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -177,20 +186,24 @@ def test_two_processes_teach_what_one_does(steady: Path, masked_lm: Path, data: 
     assert result.returncode == 0, result.stderr
     ranks = [read(tmp_path / f"rank-{rank}.json") for rank in (0, 1)]
     # Students, projections and layer weights are equal in both processes, to the last bit.
-    assert len(ranks[0]) == len(commands)
+    assert len(ranks[0]) == sum(name.count("+") + 1 for name in [*names, *GENERAL])
     assert ranks[0] == ranks[1]
     (weights,) = ranks[0][names.index("bert-emd")]["objectives"]
     assert weights["weights.attention.student"] != pytest.approx([0.5, 0.5], abs=1e-4)
     assert sum(weights["weights.hidden.teacher"]) == pytest.approx(1)
     assert np.isfinite([entry["loss"] for entry in log(two / NEGATIVES)["task-prediction"]]).all()
-    assert not list(tmp_path.glob("two/*/checkpoints"))
+    assert not list(two.rglob("checkpoints"))
 
     for name in METHODS:
         assert run(command(name, steady, data, tmp_path / "one" / name)) == 0
         assert_same_students(two / name, tmp_path / "one" / name)
-    assert run(general_command(GENERAL, steady, corpus, tmp_path / "one" / GENERAL)) == 0
-    assert_same_weights(two / GENERAL, tmp_path / "one" / GENERAL)
-    assert set(read(two / MASKED / "metrics.json")["terms"]["general"]) == {
+    assert_same_weights(*(tmp_path / count / COMBINED / "steps" / "1-tinybert" for count in ("two", "one")))
+    for method in GENERAL:
+        if method != MASKED:
+            ones = tmp_path / "one" / "general" / method
+            assert run(general_command(method, masked_lm, corpus, ones)) == 0
+            assert_same_weights(two / "general" / method, ones)
+    assert set(read(two / "general" / MASKED / "metrics.json")["terms"]["general"]) == {
         "loss", "terms/soft", "terms/masked_words", "terms/cosine",
     }  # fmt: skip
     logs = [log(tmp_path / count / "bert-emd")["task"] for count in ("one", "two")]

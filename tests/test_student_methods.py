@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from alembert.methods.base import Sources, resolve
 from alembert.methods.registry import METHODS as METHOD_CLASSES
 from alembert.methods.student_distillation import tokenizer_beside
 from alembert.models.loading import load_any, load_classifier, load_encoder, load_tokenizer
+from alembert.models.multi_exit import MultiExitModel
 from alembert.training.stage_model import StageModel
 from alembert.training.teachers import LiveTeacher
 
@@ -222,9 +224,19 @@ json.dump(logits, sys.stdout)
 """
 
 
-def test_plain_transformers_loads_every_student(trained: Callable[[str], Path], task: alembert.Task) -> None:
+def test_plain_transformers_loads_every_student(
+    trained: Callable[[str], Path], teacher: Path, task_folder: Path, task: alembert.Task, tmp_path: Path
+) -> None:
     texts = list(task.dataset("test")["text"])[:6]
     folders = {name: str(trained(name)) for name in METHODS}
+    # A student that a further method gave exits is still there without them. It begins as the teacher's layers: one
+    # as good as guessing would get none.
+    with_exits = distill(
+        "tinybert+ms-bert", teacher, tmp_path / "run", "--data", task_folder, *SHORT, "--student", "4x32",
+        "--set", "initialise=layers", "--set", "intermediate_epochs=1",
+    )  # fmt: skip
+    assert isinstance(load_classifier(str(with_exits)), MultiExitModel)
+    folders["tinybert before ms-bert"] = str(with_exits / "steps" / "1-tinybert")
     result = subprocess.run(
         [sys.executable, "-c", PLAIN], input=json.dumps([folders, texts]), capture_output=True, text=True,
         timeout=300, check=False,
@@ -614,8 +626,8 @@ def test_a_method_without_student_asks_for_one(refused: Callable[..., str], meth
 )
 def test_a_deeper_student_is_refused(refused: Callable[..., str], method: str) -> None:
     message = refused(method, "--student", "5x32")
-    assert "5 layers" in message
-    assert "4" in message
+    assert re.search(r"\b5 layers\b.*\bteacher 4\b", message), message
+    assert "choose a student that is no deeper" in message
 
 
 @pytest.mark.parametrize(
@@ -724,9 +736,15 @@ def student_with(general: Callable[[str], Path], tmp_path: Path) -> Callable[...
     return copy
 
 
-@pytest.mark.parametrize("where", OTHER_TOKENIZERS)
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        *((where, "tinybert") for where in OTHER_TOKENIZERS),
+        *(("both files", name) for name in METHODS if name not in ("tinybert", "bilstm")),
+    ],
+)
 def test_a_student_that_reads_other_tokens_is_refused(
-    refused: Callable[..., str], student_with: Callable[..., Path], where: str
+    refused: Callable[..., str], student_with: Callable[..., Path], where: str, name: str
 ) -> None:
     files = OTHER_TOKENIZERS[where]
     if where == "hub id":
@@ -738,8 +756,19 @@ def test_a_student_that_reads_other_tokens_is_refused(
     else:
         folder = student_with(files)
         student = str(folder / "config.json" if where == "config.json" else folder)
-    message = refused("tinybert", "--student", student)
-    assert "1 of the teacher's tokens" in message
+    message = refused(name, "--student", student)
+    assert "and 1 of the teacher's tokens" in message
+    assert "4x312" in message
+
+
+@pytest.mark.parametrize("method", GENERAL)
+def test_a_student_that_reads_other_tokens_is_refused_plain_text(
+    refused: Callable[..., str], student_with: Callable[..., Path], masked_lm: Path, corpus: Path, method: str
+) -> None:
+    student = student_with(OTHER_TOKENIZERS["both files"])
+    source = ["--student", student, "--stages", "general", "--corpus", corpus]
+    message = refused(method, *source, data=False, source=masked_lm)
+    assert "and 1 of the teacher's tokens" in message
     assert "4x312" in message
 
 

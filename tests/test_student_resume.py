@@ -32,7 +32,11 @@ SIZES = [
 # The process is killed at some moment after this checkpoint is complete, and stands still at the step after next.
 CHECKPOINT = 3
 INTERMEDIATE = ["--set", "intermediate_epochs=2"]
-GENERAL = {"tinybert-general": "tinybert", "distilbert-general": "distilbert"}
+PROJECTED = ["--set", "project=true"]
+PLAIN_TEXT = ["--student", "2x16", "--stages", "general"]
+GENERAL = {
+    f"{method}-general": method for method in ("tinybert", "distilbert", "lrc-bert", "minilm", "minilm-v2")
+}
 METHODS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "kd": (["--student", "2x16"], ("task",)),
     "bilstm": (["--student", "bilstm", "--set", "bilstm_hidden_size=8"], ("task",)),
@@ -42,21 +46,29 @@ METHODS: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ["--student", "2x16", "--set", "first_stage_share=0.5"],
         ("task-intermediate", "task-prediction"),
     ),
-    "distilbert": (["--student", "2x16", "--set", "project=true"], ("task-prediction",)),
-    "tinybert-general": (["--student", "2x16", "--stages", "general"], ("general",)),
-    "distilbert-general": (
-        ["--student", "2x16", "--set", "project=true", "--stages", "general"],
-        ("general",),
-    ),
+    "distilbert": (["--student", "2x16", *PROJECTED], ("task-prediction",)),
     "pkd": (["--student", "2x32"], ("task",)),
-    "minilm": (["--student", "2x16", *INTERMEDIATE], ("task-intermediate",)),
-    "minilm-v2": (["--student", "2x16", *INTERMEDIATE], ("task-intermediate",)),
+    "minilm": (["--student", "2x16", *INTERMEDIATE], ("task-intermediate", "task-prediction")),
+    "minilm-v2": (["--student", "2x16", *INTERMEDIATE], ("task-intermediate", "task-prediction")),
+    # The student must have learned something before it gets exits: it begins as some of the teacher's layers.
+    "tinybert+ms-bert": (
+        ["--student", "3x32", "--set", "initialise=layers", "--set", "placement=all", *INTERMEDIATE],
+        ("task-intermediate", "task-prediction", "self-distillation"),
+    ),
+    **dict.fromkeys(GENERAL, (PLAIN_TEXT, ("general",))),
+    "distilbert-general": ([*PLAIN_TEXT, *PROJECTED], ("general",)),
 }
+# Where methods run in turn, the run of all but the last lies in a folder of its own.
+FOLDERS = dict.fromkeys(
+    (("tinybert+ms-bert", "task-intermediate"), ("tinybert+ms-bert", "task-prediction")), "steps/1-tinybert"
+)
 # What else than the student must come back, beside the optimiser's state for it.
 SHARED_PROJECTION = "objective.projection.linears.shared.weight"
 OBJECTIVE_TENSORS = {
     ("tinybert", "task-intermediate"): SHARED_PROJECTION,
     ("tinybert-general", "general"): SHARED_PROJECTION,
+    ("lrc-bert-general", "general"): "objective.projection.linears.2.weight",
+    ("tinybert+ms-bert", "task-intermediate"): SHARED_PROJECTION,
     ("bert-emd", "task"): "objective.weights.attention.student",
     ("lrc-bert", "task-intermediate"): "objective.projection.linears.2.weight",
     ("lrc-bert", "task-prediction"): "objective.projection.linears.2.weight",
@@ -148,7 +160,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
 ) -> None:
     killed, undisturbed, messages = tmp_path / "killed", tmp_path / "undisturbed", tmp_path / "messages.txt"
     for stage in METHODS[name][1]:
-        checkpoints = killed / "checkpoints" / stage
+        checkpoints = killed / FOLDERS.get((name, stage), ".") / "checkpoints" / stage
         process = start(command(name, killed), messages, stage)
         deadline = time.monotonic() + 120
         while process.is_alive() and newest(checkpoints) < CHECKPOINT and time.monotonic() < deadline:
@@ -170,12 +182,17 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     process.join(300)
     assert process.exitcode == 0, messages.read_text()
     assert f"{METHODS[name][1][-1]}: going on from step {step} of" in messages.read_text()
-    assert not (killed / "checkpoints").exists()
+    assert not list(killed.rglob("checkpoints"))
 
     assert run(command(name, undisturbed)) == 0
     # The terms in a general stage's metrics are means over the steps since the last entry of the log.
-    for file in ("model.safetensors", *(["metrics.json"] if name not in GENERAL else [])):
-        assert file_sha256(killed / file) == file_sha256(undisturbed / file)
+    patterns = ("*.safetensors", *(["metrics.json"] if name not in GENERAL else []))
+    files = [path.relative_to(undisturbed) for pattern in patterns for path in undisturbed.rglob(pattern)]
+    assert {str(file.parent) for file in files} == {
+        FOLDERS.get((name, stage), ".") for stage in METHODS[name][1]
+    }
+    for file in files:
+        assert file_sha256(killed / file) == file_sha256(undisturbed / file), file
     if name == "bert-emd":
         # Flows and weights at the end: those that an interruption could have lost.
         last = [

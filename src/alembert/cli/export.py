@@ -46,6 +46,8 @@ def export(
             help="Also write one graph for single texts, with exits after these layers, such as 1,3, or all.",
         ),
     ] = None,
+    policy: o.PolicyOption = None,
+    top_k: o.TopKOption = None,
     reduce_range: Annotated[
         bool, typer.Option("--reduce-range", help="7-bit weights, for CPUs without VNNI instructions.")
     ] = False,
@@ -115,6 +117,8 @@ def export(
             precision=precision,
             exits=chosen,
             merge_exits=merged,
+            policy=policy,
+            top_k=top_k,
             reduce_range=reduce_range,
             count_macs=segment_macs,
             overwrite=overwrite,

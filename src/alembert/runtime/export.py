@@ -35,6 +35,7 @@ from alembert.runtime.manifest import (
     MergedGraph,
     Segment,
 )
+from alembert.runtime.policies import ExitPolicy, default_policy
 
 Progress = Callable[[str, int, int], None]
 MERGED_FILE = "merged.onnx"
@@ -50,6 +51,8 @@ def export_classifier(
     precision: str = "int8",
     exits: Sequence[int] | None = None,
     merge_exits: Sequence[int] | Literal["all"] | None = None,
+    policy: str | None = None,
+    top_k: int | None = None,
     reduce_range: bool = False,
     count_macs: Callable[[PreTrainedModel, tuple[int, ...]], Sequence[int]] | None = None,
     overwrite: bool = False,
@@ -66,13 +69,16 @@ def export_classifier(
         exits: layers of the student exits to keep; None = all that the model has, () = none.
         merge_exits: also write one graph for single texts with exits after these layers, or "all" that are kept;
             None = no such graph.
+        policy, top_k: the exit policy that the exported model has as its own; None = the model's. The graph for
+            single texts decides by it.
         reduce_range: as in `quantise`; for int8 alone.
         count_macs: gives the MACs of every segment for a model and its exits, to be kept in the manifest.
         overwrite: replace an exported model that lies in `output`.
         progress: called with a description, steps done and steps in all.
 
     Raises:
-        InputError: no `onnx` extra; the model cannot be read; an exit that it does not have; `output` is taken;
+        InputError: no `onnx` extra; the model cannot be read; an exit that it does not have; `output` is taken; a
+            policy that does not fit the model, or of a model without exits;
             a merged graph is asked for and the policy is patience; a graph would be larger than `LARGEST_GRAPH`.
     """
     _check_installed()
@@ -87,12 +93,14 @@ def export_classifier(
     chosen = known if exits is None else _chosen(exits, known, "exits")
     wanted = chosen if merge_exits == "all" else merge_exits
     merged = None if wanted is None else _chosen(wanted, chosen, "merge_exits")
+    facts = classifier_facts(model)
+    size = (facts.problem_type, len(facts.label_names) or 1, len(chosen) + 1)
+    if policy is not None or top_k is not None:
+        _set_policy(model.config, policy, top_k, size)
     if merged is not None:
         from alembert.runtime.merged_graph import merged_policy
 
-        facts, config = classifier_facts(model), model.config
-        policy, top_k = getattr(config, "policy", None), getattr(config, "top_k", None)
-        merged_policy(policy, top_k, facts.problem_type, len(facts.label_names) or 1, len(chosen) + 1)
+        merged_policy(getattr(model.config, "policy", None), getattr(model.config, "top_k", None), *size)
     with _folder(output) as folder:
         pairs = bool(run_configuration(source).get("task", {}).get("is_pair"))
         segments = _write_segments(model, tokenizer, folder, chosen, precision, reduce_range, pairs, progress)
@@ -107,6 +115,21 @@ def export_classifier(
         write_text(folder / "README.md", _card(manifest, output.name))
         manifest.write(folder)
     return manifest
+
+
+def _set_policy(config: Any, policy: str | None, top_k: int | None, size: tuple[str, int, int]) -> None:
+    """Gives a model's configuration another policy; `size` is problem type, labels and exits, the full model's too."""
+    problem_type, num_labels, num_exits = size
+    if num_exits == 1:
+        raise InputError("policy: the model has no exits, or none is kept; leave it out")
+    name = policy or getattr(config, "policy", None) or default_policy(problem_type, num_labels)
+    resolved = ExitPolicy(name, problem_type, num_exits, top_k=top_k).resolve(num_labels)
+    if name == "learned" and not config.learned_exit:
+        raise InputError(
+            "policy learned: the model has no learned exit: distil with the option learned_exit=true, or choose "
+            "another policy"
+        )
+    config.policy, config.top_k = resolved.name, resolved.top_k
 
 
 def _write_segments(

@@ -1,8 +1,11 @@
 """All segments of an exported model as one graph for single texts, for programs that run one ONNX file.
 
-At every exit the graph works out the policy's uncertainty and compares it with the input `speed`. The later segments
-stand inside an ONNX `If`, so that they run only for a text that stays. Texts must come one at a time: an `If` decides
+At every exit the graph works out the policy's uncertainty and compares it with the input `speed`. What follows an exit
+stands inside an ONNX `If`, so that it runs only for a text that stays. Texts must come one at a time: an `If` decides
 for a whole batch.
+
+These `If` follow one another and are not nested, and the segments' constants stand outside of them: ONNX Runtime keeps
+a copy of what a branch holds for every level of nesting, and prepares constants for its kernels one level up at most.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from alembert.runtime.policies import ExitPolicy, own_policy
 
 OUTPUTS = ("probabilities", "exit_layer", "uncertainty")
 _EXIT_OUTPUTS = ("probabilities", "uncertainty")
+_STAGE_OUTPUTS = (*OUTPUTS, "stays", NEXT_HIDDEN_STATES)
 
 
 def write_merged_graph(
@@ -124,32 +128,64 @@ class _Merger:
         self.manifest, self.policy, self.heads, self.graphs = manifest, policy, heads, graphs
 
     def merge(self) -> _Body:
-        return self._from(0, HIDDEN_STATES, "")
+        top = _Body("")
+        stages = self._stages()
+        before: dict[str, str] = {}
+        for number, stage in enumerate(stages, 1):
+            names = OUTPUTS if number == len(stages) else _STAGE_OUTPUTS
+            suffix = "" if number == len(stages) else f"_{number}"
+            if number == 1:
+                self._run(top, top, stage, HIDDEN_STATES, suffix)
+            else:
+                run, skip = _Body(f"run{number}_"), _Body(f"skip{number}_")
+                self._run(run, top, stage, before[NEXT_HIDDEN_STATES], f"_run{number}")
+                self._skip(skip, before, names, f"_skip{number}")
+                branches = {
+                    "then_branch": self._graph(run, f"_run{number}", names),
+                    "else_branch": self._graph(skip, f"_skip{number}", names),
+                }
+                outputs = [name + suffix for name in names]
+                top.nodes.append(helper.make_node("If", [before["stays"]], outputs, **branches))
+            before = {name: name + suffix for name in names}
+        return top
 
-    def _from(self, index: int, hidden_states: str, suffix: str) -> _Body:
-        """Segments from `index` on; its outputs bear the names of `OUTPUTS` with a suffix."""
-        segment = self.manifest.segments[index]
-        body = _Body(f"s{index + 1}_")
-        _append(body, self.graphs[index], hidden_states)
+    def _stages(self) -> list[list[int]]:
+        """Numbers of the segments, in lists that end where a text may leave."""
+        stages: list[list[int]] = [[]]
+        for index, segment in enumerate(self.manifest.segments):
+            stages[-1].append(index)
+            if segment.exit_layer in self.heads:
+                stages.append([])
+        return stages
+
+    def _run(self, body: _Body, top: _Body, stage: Sequence[int], hidden_states: str, suffix: str) -> None:
+        """Runs segments, and the head after them; outputs bear the stage's names with a suffix."""
+        for index in stage:
+            segment = _Body(f"s{index + 1}_")
+            _append(segment, self.graphs[index], hidden_states)
+            body.nodes += segment.nodes
+            top.initializers += segment.initializers
+            hidden_states = f"{segment.prefix}{NEXT_HIDDEN_STATES}"
+        index = stage[-1]
+        layer = self.manifest.segments[index].exit_layer
         if index + 1 == len(self.graphs):
-            self._probabilities(body, f"{body.prefix}{LOGITS}", output=OUTPUTS[0] + suffix)
-            self._answer(body, segment.exit_layer, None, suffix)
-            return body
-        following = f"{body.prefix}{NEXT_HIDDEN_STATES}"
-        if segment.exit_layer not in self.heads:
-            rest = self._from(index + 1, following, suffix)
-            body.nodes += rest.nodes
-            body.initializers += rest.initializers
-            return body
-        probabilities, uncertainty = self._asked(body, index, following)
-        leaves = body.add("Less", uncertainty, SPEED)
-        branches = {
-            "then_branch": self._leave(index, probabilities, uncertainty),
-            "else_branch": self._stay(index, following),
-        }
-        outputs = [name + suffix for name in OUTPUTS]
-        body.nodes.append(helper.make_node("If", [leaves], outputs, **branches))
-        return body
+            self._probabilities(body, f"s{index + 1}_{LOGITS}", output=OUTPUTS[0] + suffix)
+            self._answer(body, layer, None, suffix)
+            return
+        probabilities, uncertainty = self._asked(body, index, hidden_states)
+        body.add("Identity", probabilities, output=OUTPUTS[0] + suffix)
+        self._answer(body, layer, uncertainty, suffix)
+        body.add("Not", body.add("Less", uncertainty, SPEED), output="stays" + suffix)
+        body.add("Identity", hidden_states, output=NEXT_HIDDEN_STATES + suffix)
+
+    def _skip(self, body: _Body, before: Mapping[str, str], names: Sequence[str], suffix: str) -> None:
+        """Hands on the answer of a text that has left."""
+        for name in OUTPUTS:
+            body.add("Identity", before[name], output=name + suffix)
+        if "stays" in names:
+            body.add("Identity", before["stays"], output="stays" + suffix)
+            nothing = body.constant(np.zeros((1, 1, self.manifest.hidden_size)), np.float32)
+            body.add("Identity", nothing, output=NEXT_HIDDEN_STATES + suffix)
 
     def _asked(self, body: _Body, index: int, hidden_states: str) -> tuple[str, str]:
         """Probabilities and uncertainty at an exit, whose head runs unless the speed is 0."""
@@ -175,16 +211,6 @@ class _Merger:
         for name, value in zip(_EXIT_OUTPUTS, (probabilities, uncertainty), strict=True):
             body.add("Identity", value, output=name + suffix)
         return self._graph(body, suffix, _EXIT_OUTPUTS)
-
-    def _leave(self, index: int, probabilities: str, uncertainty: str) -> GraphProto:
-        body, suffix = _Body(f"leave{index + 1}_"), f"_leave{index + 1}"
-        body.add("Identity", probabilities, output=OUTPUTS[0] + suffix)
-        self._answer(body, self.manifest.segments[index].exit_layer, uncertainty, suffix)
-        return self._graph(body, suffix)
-
-    def _stay(self, index: int, hidden_states: str) -> GraphProto:
-        suffix = f"_stay{index + 1}"
-        return self._graph(self._from(index + 1, hidden_states, suffix), suffix)
 
     def _graph(self, body: _Body, suffix: str, names: Sequence[str] = OUTPUTS) -> GraphProto:
         outputs = _outputs(self.manifest, suffix, names)
@@ -284,9 +310,11 @@ def _append(body: _Body, graph: GraphProto, hidden_states: str) -> None:
 
 
 def _outputs(manifest: Manifest, suffix: str, names: Sequence[str] = OUTPUTS) -> list[onnx.ValueInfoProto]:
-    kinds: dict[str, tuple[int, list[int]]] = {
+    kinds: dict[str, tuple[int, list[int | str]]] = {
         "probabilities": (TensorProto.FLOAT, [1, len(manifest.label_names) or 1]),
         "exit_layer": (TensorProto.INT64, []),
         "uncertainty": (TensorProto.FLOAT, []),
+        "stays": (TensorProto.BOOL, []),
+        NEXT_HIDDEN_STATES: (TensorProto.FLOAT, [1, "tokens", manifest.hidden_size]),
     }
     return [helper.make_tensor_value_info(name + suffix, *kinds[name]) for name in names]
