@@ -425,6 +425,27 @@ def test_options_without_a_part_are_said(
         assert said == (value == opposite)
 
 
+SERVES = [
+    (name, option, others)
+    for name, method in METHOD_CLASSES.items()
+    for option, others in getattr(method, "serves", {}).items()
+]
+
+
+@pytest.mark.parametrize(("name", "option", "others"), SERVES)
+def test_options_of_a_term_that_is_left_out_are_said(
+    name: str, option: str, others: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = METHOD_CLASSES[name].options_class.model_fields
+    # All but one of the others off, then all of them.
+    for kept in (*others, None):
+        off = {other: fields[other].annotation(0) for other in others if other != kept}
+        resolved, _ = resolve(METHOD_CLASSES[name], "default", off, {})
+        caplog.clear()
+        METHOD_CLASSES[name](resolved).warn_of_unused({option: None, **off}, {})
+        assert (f"{option} has no part where {others[0]}=" in caplog.text) == (kept is None)
+
+
 def test_options_of_a_stage_that_does_not_run_are_said(caplog: pytest.LogCaptureFixture) -> None:
     resolved, _ = resolve(METHOD_CLASSES["distilbert"], "default", {"masked_share": 0.2}, {})
     METHOD_CLASSES["distilbert"](resolved).warn_of_unused({"masked_share": 0.2}, {})

@@ -374,7 +374,7 @@ def test_checkpoint_with_missing_weights_is_refused(tmp_path: Path) -> None:
         ({"student": "2x16", "initialise": "layers"}, ("hidden_size", "16", "32", "random or embeddings")),
         ({"initialise": "layers", "heads": 2}, ("num_attention_heads", "2", "4")),
         ({"initialise": "layers", "intermediate_size": 64}, ("intermediate_size", "64", "48")),
-        ({"student": "6x32", "initialise": "layers"}, ("6", "4")),
+        ({"student": "6x32", "initialise": "layers"}, ("student of 6", "teacher of 4", "choose 1 to 4")),
         ({"initialise": "layers", "init_layers": (1, 5)}, ("1, 5", "1 to 4")),
         ({"initialise": "layers", "init_layers": (1, 2, 3)}, ("3 teacher layers", "2 student layers")),
         ({"init_layers": (1, 2)}, ("random", "layers")),

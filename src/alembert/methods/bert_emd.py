@@ -242,6 +242,12 @@ class BertEmd(StudentDistillation[BertEmdOptions]):
         "separate": ("cost_attention", (True,)),
         "temperature": ("soft_loss", ("divergence", "cross_entropy")),
     }
+    serves: ClassVar[dict[str, tuple[str, ...]]] = {
+        "theta": ("attention", "hidden"),
+        "cost_attention": ("attention", "hidden"),
+        "projection": ("hidden", "embedding"),
+        "soft_loss": ("prediction",),
+    }
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 3, "learning_rate": 2e-4}),
         "paper": Preset(

@@ -213,6 +213,10 @@ class DistilBert(StudentDistillation[DistilBertOptions]):
     general_stages = (GENERAL,)
     general_head = "masked_lm"
     options_of_stages: ClassVar[dict[str, tuple[str, ...]]] = {GENERAL: ("masked_share", "masked_only")}
+    serves: ClassVar[dict[str, tuple[str, ...]]] = {
+        "temperature": ("soft_weight",),
+        "project": ("cosine_weight",),
+    }
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 3, "learning_rate": 2e-4}),
         "paper": Preset(

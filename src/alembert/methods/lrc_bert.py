@@ -173,6 +173,10 @@ class LrcBert(StudentDistillation[LrcBertOptions]):
         "first_stage_share": ("two_stages", (True,)),
         "perturbation_length": ("perturbation", (True,)),
     }
+    serves: ClassVar[dict[str, tuple[str, ...]]] = {
+        "temperature": ("soft_weight", "hard_weight"),
+        "hard_loss": ("hard_weight",),
+    }
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(
             settings={"epochs": 5, "learning_rate": 2e-4, "batch_size": 16}, general_settings={"epochs": 1}

@@ -103,6 +103,9 @@ class Pkd(StudentDistillation[PkdOptions]):
     name = "pkd"
     paper = "Sun et al., Patient Knowledge Distillation for BERT Model Compression, EMNLP 2019"
     options_class = PkdOptions
+    serves: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
+        ("strategy", "normalise", "reduction"), ("patient_weight",)
+    )
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 3, "learning_rate": 2e-4}),
         "paper": Preset(

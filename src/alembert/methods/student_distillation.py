@@ -63,12 +63,14 @@ class StudentDistillation(Method[StudentOptionsT]):
         stage_options: the options that take the place of training settings in a stage, by stage and setting.
         options_of_stages: other options that one stage alone reads, by stage.
         conditions: options that are read only under a condition: another option, and the values it then has.
+        serves: options that are read only where one of some others is neither 0 nor False.
     """
 
     general_head: ClassVar[Literal["encoder", "masked_lm"]] = "encoder"
     stage_options: ClassVar[dict[str, dict[str, str]]] = {}
     options_of_stages: ClassVar[dict[str, tuple[str, ...]]] = {}
     conditions: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {}
+    serves: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @abstractmethod
     def objective(self, stage: str, student: PreTrainedModel, sources: Sources) -> Objective:
@@ -121,6 +123,10 @@ class StudentDistillation(Method[StudentOptionsT]):
             value = getattr(self.options, other)
             if option in options and value not in values:
                 logger.warning("%s has no part where %s=%s.", option, other, value)
+        for option, others in self.serves.items():
+            if option in options and not any(getattr(self.options, other) for other in others):
+                off = " and ".join(f"{other}={getattr(self.options, other)}" for other in others)
+                logger.warning("%s has no part where %s.", option, off)
 
     def is_general(self) -> bool:
         """Whether the chosen stages read plain text, and the student has no classification head."""

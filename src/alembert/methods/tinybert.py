@@ -157,6 +157,10 @@ class TinyBert(StudentDistillation[TinyBertOptions]):
         "mapping": ("teacher_layers", (None,)),
         "temperature": ("soft_loss", ("divergence", "cross_entropy")),
     }
+    serves: ClassVar[dict[str, tuple[str, ...]]] = {
+        "heads": ("attention",),
+        "projection": ("hidden", "embedding"),
+    }
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(
             settings={"epochs": 3, "learning_rate": 2e-4},
