@@ -109,7 +109,7 @@ def section(name: str, study: dict[str, Any]) -> str:
     ]
     baseline = baseline_scores(study)
     for row, seeds in study["students"].items():
-        first = next(iter(seeds.values()))[split]
+        first = seeds[min(seeds, key=int)][split]
         lines.append(
             row_of(row, first, seed_scores(study, row), metric, None if row in BASELINES else baseline)
         )

@@ -126,6 +126,19 @@ def test_ranges_from_the_batch_and_from_the_export(
         module.main([str(fast), *arguments])
 
 
+def test_budgets_of_tokens(program: Any, fast: Path, task_folder: Path, tmp_path: Path) -> None:
+    module, output = program("batch_tokens"), tmp_path / "tokens.json"
+    results = module.main(
+        [str(fast), "--data", str(task_folder), "--rows", "9", "--speed", "0.5", "--repeats", "1",
+         "--output", str(output)]
+    )  # fmt: skip
+    assert json.loads(output.read_text()) == results
+    assert [row["batch_tokens"] for row in results["results"]] == list(module.BUDGETS)
+    assert {row["rows"] for row in results["results"]} == {9}
+    assert results["results"][-1]["ratio_to_largest"] == 1
+    assert all(row["texts_per_second"] > 0 for row in results["results"])
+
+
 def test_a_difference_in_pairs(program: Any) -> None:
     right, reference = np.repeat([True, False, True, False], [70, 5, 10, 15]), np.arange(100) < 75
     found = program("parity").paired_difference(right, reference)

@@ -451,10 +451,12 @@ class TestCommand:
         output = tmp_path / "out"
         arguments = ["export", str(fast), "--runtime", "onnx", "--output", str(output)]
         data = ["--prune-exits", str(task_folder / "dev.tsv"), "--prune-speed", "0.5"]
-        assert run([*arguments, *data, "--merge-exits", "all", "--precision", "int8", "--json"]) == 0
+        chosen = ["--merge-exits", "all", "--precision", "int8", "--policy", "max_probability"]
+        assert run([*arguments, *data, *chosen, "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
         manifest = Manifest.read(output)
         assert facts["exit_layers"] == facts["pruning"]["exits"] == list(manifest.exit_layers)
+        assert facts["pruning"]["policy"] == manifest.policy == "max_probability"
         assert facts["files"]["merged.onnx"] == (output / "merged.onnx").stat().st_size
         assert facts["pruning"]["texts"] == 32 and len(facts["pruning"]["exits_measured"]) == 3
         assert len(manifest.macs) == len(manifest.segments)
@@ -465,6 +467,10 @@ class TestCommand:
         assert "segment-3.onnx" in shown and Manifest.read(output).exit_layers == (1, 3)
         assert not (output / "merged.onnx").exists()
         assert run([*arguments, "--overwrite", "--runtime", "tflite"]) == 2
+        # No exit pays at speed 0, and a model without any needs no policy.
+        none = ["--overwrite", "--prune-exits", str(task_folder / "dev.tsv"), "--prune-speed", "0", "--json"]
+        assert run([*arguments, *none, "--policy", "margin"]) == 0
+        assert json.loads(capsys.readouterr().out)["exit_layers"] == []
 
     def test_export_tells_what_it_costs(
         self,

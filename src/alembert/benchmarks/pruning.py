@@ -74,6 +74,7 @@ def prune_exits(
     exits: Sequence[int] | None = None,
     speeds: Sequence[float] = DEFAULT_SPEEDS,
     policy: str | None = None,
+    top_k: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Leaves out exits one by one as long as the mean time per text falls.
@@ -88,7 +89,7 @@ def prune_exits(
         precision: "fp32" or "int8", of the export.
         exits: layers of the exits to choose from; None = all.
         speeds: the exits must pay on average over these.
-        policy: over the model's own.
+        policy, top_k: over the model's own.
         progress: called with a description, steps done and steps in all.
 
     Returns:
@@ -117,7 +118,7 @@ def prune_exits(
         tokens = int(np.median(answers.lengths))
         times = time_parts(manifest, exported, tokens, notify)
     known = manifest.exit_layers
-    rule = classifier.policy(policy)
+    rule = classifier.policy(policy, top_k)
 
     def cost(layers: Sequence[int]) -> float:
         return float(

@@ -40,7 +40,7 @@ def collect_report(
     settings: BenchmarkSettings | None = None,
     price_per_hour: float = DEFAULT_PRICE,
     examples: int = DEFAULT_EXAMPLES,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     title: str | None = None,
     lead: str | None = None,
     promise: Mapping[str, Any] | None = None,
@@ -59,7 +59,7 @@ def collect_report(
         settings: of that benchmark; `speeds` are chosen here where they are None.
         price_per_hour: of the machine, in any currency.
         examples: texts of each kind.
-        batch_tokens: rows × longest row of a batch, where exits are run.
+        batch_tokens: rows × longest row of a batch, where exits are run; None = the classifier's default.
         title: of the page; the data set's name and split unless given.
         lead, promise: as in `verdict`, where the model was chosen elsewhere.
         extra: further parts, merged over the others.

@@ -59,7 +59,7 @@ class ReportedModel:
 
 
 def report_model(
-    source: str, name: str, task: Task, split: str, each: int, batch_tokens: int, progress: Progress
+    source: str, name: str, task: Task, split: str, each: int, batch_tokens: int | None, progress: Progress
 ) -> ReportedModel:
     """Runs a model over a split once and collects what the report shows of it.
 

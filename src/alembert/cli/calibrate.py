@@ -68,7 +68,7 @@ def calibrate(
     label_separator: o.LabelSeparatorOption = None,
     label_type: o.LabelTypeOption = None,
     max_rows: Annotated[int | None, typer.Option(min=2, help="Use this many rows, drawn by seed.")] = None,
-    batch_tokens: o.BatchTokensOption = 4096,
+    batch_tokens: o.BatchTokensOption = None,
     max_length: o.MaxLengthOption = None,
     seed: Annotated[int, typer.Option(help="Of the rows drawn.")] = 0,
     json_output: o.JsonOption = False,

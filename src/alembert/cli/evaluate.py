@@ -38,7 +38,7 @@ def evaluate(
     label_separator: o.LabelSeparatorOption = None,
     label_type: o.LabelTypeOption = None,
     max_rows: Annotated[int | None, typer.Option(min=2, help="Use this many rows, drawn by seed.")] = None,
-    batch_tokens: o.BatchTokensOption = 4096,
+    batch_tokens: o.BatchTokensOption = None,
     max_length: o.MaxLengthOption = None,
     repeats: Annotated[int, typer.Option(min=0, help="Timed rounds; 0 leaves time out.")] = 3,
     timing_rows: Annotated[int, typer.Option(min=1, help="Texts in the timed sample.")] = 512,

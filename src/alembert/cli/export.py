@@ -107,8 +107,10 @@ def export(
     with ProgressBars() as notify:
         if prune_exits is not None:
             columns = {"text_column": text_column, "text_pair_column": text_pair_column}
-            pruning = _prune(run, prune_exits, chosen, precision, prune_speed, columns, notify)
+            pruning = _prune(run, prune_exits, chosen, precision, prune_speed, policy, top_k, columns, notify)
             chosen = pruning["exits"]
+            if not chosen:
+                policy = top_k = None
             if merged not in (None, "all"):
                 merged = [layer for layer in merged if layer in pruning["exits"]]
         manifest = export_classifier(
@@ -141,6 +143,8 @@ def _prune(
     exits: list[int] | None,
     precision: str,
     speeds: str | None,
+    policy: str | None,
+    top_k: int | None,
     columns: dict[str, str | None],
     notify: Any,
 ) -> dict[str, Any]:
@@ -155,6 +159,8 @@ def _prune(
         precision=precision,
         exits=exits,
         speeds=DEFAULT_SPEEDS if speeds is None else parse_speeds(speeds),
+        policy=policy,
+        top_k=top_k,
         progress=notify,
     )
 

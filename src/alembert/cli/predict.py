@@ -54,7 +54,7 @@ def predict(
     config: o.ConfigOption = None,
     text_column: o.TextColumnOption = None,
     text_pair_column: o.PairColumnOption = None,
-    batch_tokens: o.BatchTokensOption = 4096,
+    batch_tokens: o.BatchTokensOption = None,
     max_length: o.MaxLengthOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor.")] = None,
     device: Annotated[

@@ -43,7 +43,7 @@ def report(
     label_separator: o.LabelSeparatorOption = None,
     label_type: o.LabelTypeOption = None,
     max_rows: Annotated[int | None, typer.Option(min=2, help="Use this many rows, drawn by seed.")] = None,
-    batch_tokens: o.BatchTokensOption = 4096,
+    batch_tokens: o.BatchTokensOption = None,
     peers: Annotated[
         str | None,
         typer.Option(help="What the first model is also timed as, as in alembert benchmark; none for none."),

@@ -34,7 +34,8 @@ Text = str | tuple[str, str]
 """A text, or a pair of texts."""
 
 DEFAULT_SPEED = 0.0
-DEFAULT_BATCH_TOKENS = 4096
+DEFAULT_BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
+"""By kind of device. Large batches gain nothing on a few cores and hold more padding, while a GPU needs them."""
 DEFAULT_WINDOW = 4096
 _OPENING_OPTIONS = ("max_length", "is_pair", "exits", "device", "dtype", "threads")
 
@@ -79,7 +80,7 @@ class AdaptiveClassifier:
         tolerance: of the policy "patience" for regression: values closer than this agree; in the label's unit.
         is_pair: whether inputs are pairs of texts; None = either.
         max_length: longer texts are cut to this many tokens; None = as in training, else the tokenizer's limit.
-        batch_tokens: rows × longest row of a batch.
+        batch_tokens: rows × longest row of a batch; None = 512 on a processor, 4,096 on CUDA.
         window: texts read ahead for sorting by length. Answers come when a window is full or the input ends, so
             that an input which trickles in wants a small one.
         regroup: whether the rows that go on after an exit wait for those of other batches of the window, so that
@@ -113,7 +114,7 @@ class AdaptiveClassifier:
         tolerance: float = 0.1,
         is_pair: bool | None = None,
         max_length: int | None = None,
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int | None = None,
         window: int = DEFAULT_WINDOW,
         regroup: bool = True,
         exits: Sequence[int] | None = None,
@@ -121,7 +122,7 @@ class AdaptiveClassifier:
         dtype: str | None = None,
         threads: int | None = None,
     ) -> None:
-        if batch_tokens < 1 or window < 1:
+        if (batch_tokens is not None and batch_tokens < 1) or window < 1:
             raise InputError(f"batch_tokens={batch_tokens} and window={window}: both must be at least 1")
         if threads is not None and threads < 1:
             raise InputError(f"threads={threads}: must be at least 1")
@@ -146,7 +147,9 @@ class AdaptiveClassifier:
         # Asked once: to compare with a protocol takes long beside a short text.
         self._runs_alone = isinstance(opened.backend, SingleTextBackend)
         self._encoder = opened.encoder
-        self.batch_tokens, self.window, self.regroup = batch_tokens, window, regroup
+        device_kind = str(getattr(self.backend, "device", "cpu")).partition(":")[0]
+        self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS.get(device_kind, 4096)
+        self.window, self.regroup = window, regroup
         self.is_pair, self.max_length = opened.is_pair, opened.max_length
         self.speed = check_speed(speed if speed is not None else opened.speed or DEFAULT_SPEED)
         self._policy = policy or opened.policy
