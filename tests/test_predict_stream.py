@@ -227,7 +227,7 @@ def test_an_interrupted_run_of_another_job_is_refused_or_thrown_away(
         (["--speed", "0.5"], "another speed (None there, 0.5 now)."),
         (
             ["--batch-tokens", "9", "--policy", "margin"],
-            "(None there, 'margin' now), batch tokens (4096 there, 9 now)",
+            "(None there, 'margin' now), batch tokens (None there, 9 now)",
         ),
         ([], "no longer"),
     ):
