@@ -31,6 +31,7 @@ from alembert.common.files import write_json
 from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.runtime.export import export_classifier
 
+BATCH_TOKENS = 4096
 FLOAT, FROM_BATCH, FROM_EXPORT = "float32", "int8, ranges of the batch", "int8, as exported"
 
 
@@ -50,11 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output")
     given = parser.parse_args(arguments)
     quiet_libraries()
-    logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as name:
         folders = write_exports(given.run, Path(name))
         opened = {
-            precision: AdaptiveClassifier.from_pretrained(folder, threads=given.threads, verify=False)
+            precision: AdaptiveClassifier.from_pretrained(
+                folder, threads=given.threads, batch_tokens=BATCH_TOKENS, verify=False
+            )
             for precision, folder in folders.items()
         }
     classifier = opened[FLOAT]
@@ -91,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "task": task.name,
         "split": split,
         "rows": len(texts),
+        "batch_tokens": BATCH_TOKENS,
         "timing_rows": len(timed),
         "results": rows,
     }
@@ -109,13 +112,19 @@ def write_exports(run: str, folder: Path) -> dict[str, Path]:
         raise InputError(f"{run}: has exits; give a teacher or a student")
     export_classifier(run, folders[FROM_EXPORT], precision="int8")
     shutil.copytree(folders[FLOAT], folders[FROM_BATCH])
-    for segment in manifest.segments:
-        quantize_dynamic(
-            folders[FLOAT] / segment.file,
-            folders[FROM_BATCH] / segment.file,
-            per_channel=True,
-            extra_options={"DefaultTensorType": TensorProto.FLOAT, "MatMulConstBOnly": True},
-        )
+    root, level = logging.getLogger(), logging.getLogger().level
+    # It advises a preparation of the graph that the export has done.
+    root.setLevel(logging.ERROR)
+    try:
+        for segment in manifest.segments:
+            quantize_dynamic(
+                folders[FLOAT] / segment.file,
+                folders[FROM_BATCH] / segment.file,
+                per_channel=True,
+                extra_options={"DefaultTensorType": TensorProto.FLOAT, "MatMulConstBOnly": True},
+            )
+    finally:
+        root.setLevel(level)
     return folders
 
 

@@ -93,11 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         torch.set_num_threads(given.threads)
     threads, speeds = torch.get_num_threads(), parse_speeds(given.speed)
     # A speed is given, so that a calibration of one of them does not choose exits or length for it.
-    opened = {
-        source: AdaptiveClassifier.from_pretrained(source, speed=0.0, threads=threads)
-        for source in (given.run, *given.exported)
+    run = AdaptiveClassifier.from_pretrained(given.run, speed=0.0, threads=threads)
+    rule = run.policy()
+    exports = {
+        source: AdaptiveClassifier.from_pretrained(
+            source, speed=0.0, threads=threads, policy=rule.name, top_k=rule.top_k
+        )
+        for source in given.exported
     }
-    run = opened[given.run]
+    opened = {given.run: run, **exports}
     if run.facts.problem_type == "regression":
         raise InputError(f"{given.run}: answers numbers, which have no accuracy; give a classifier")
     task, split = load_evaluation_task(given.data, given.run, run, given.split)

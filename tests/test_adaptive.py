@@ -249,6 +249,9 @@ def test_other_wrong_input_is_refused(fast: Path, classifier: AdaptiveClassifier
         classifier.predict(["soup"], policy="top_k_entropy", top_k=4)
     with pytest.raises(InputError, match="belong to the exit policy"):
         classifier.predict(["soup"], policy="entropy", top_k=2)
+    for wrong_text in ((), ("soup",), ("soup", "bread", "tea"), ("soup", 3), 3):
+        with pytest.raises(InputError, match="text 1: must be a string or a pair of strings"):
+            classifier.predict(["soup", wrong_text])
     assert AdaptiveClassifier.from_pretrained(fast, device="cpu").batch_tokens == 512
     for wrong in ({"batch_tokens": 0}, {"window": 0}):
         with pytest.raises(InputError, match="at least 1"):

@@ -313,6 +313,8 @@ def test_a_single_text_of_other_problem_types(
                 )
     if problem_type != "regression":
         assert {len(answer.label) for answer in opened[0].predict(texts)} != {0}
+    if merge:
+        assert opened[0].backend._merged is not None, "the segments answered"
 
 
 def test_an_export_with_another_policy(fast: Path, tmp_path: Path, texts: list[str]) -> None:

@@ -16,7 +16,7 @@ from alembert.benchmarks.evaluation import ExitAnswers
 from alembert.benchmarks.flops import CostModel
 from alembert.benchmarks.replayed_exits import collect_answers
 from alembert.common.errors import InputError
-from alembert.models.loading import load_classifier
+from alembert.models.loading import classifier_facts, load_classifier
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.adaptive import AdaptiveClassifier, Text
 from alembert.runtime.export import export_classifier
@@ -105,8 +105,12 @@ def prune_exits(
     if not texts:
         raise InputError("no texts to choose exits by: give a file with texts like those to come")
     chosen_speeds = [check_speed(speed) for speed in speeds]
-    if not isinstance(load_classifier(str(source)), MultiExitModel):
+    model = load_classifier(str(source))
+    if not isinstance(model, MultiExitModel):
         raise InputError(f"{source}: has no exits to choose from: distil exits first (alembert distill)")
+    if policy is not None:
+        facts = classifier_facts(model)
+        ExitPolicy(policy, facts.problem_type, top_k=top_k).resolve(len(facts.label_names) or 1)
     notify = progress or (lambda *_: None)
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "exported"

@@ -247,6 +247,7 @@ class BertEmd(StudentDistillation[BertEmdOptions]):
         "cost_attention": ("attention", "hidden"),
         "projection": ("hidden", "embedding"),
         "soft_loss": ("prediction",),
+        "temperature": ("prediction",),
     }
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 3, "learning_rate": 2e-4}),

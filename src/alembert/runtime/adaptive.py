@@ -401,9 +401,9 @@ class AdaptiveClassifier:
 
 def check_text(text: Any, where: str) -> None:
     """Raises InputError unless it is a text, or a pair of texts, that a tokenizer can read; `where` is its place."""
-    fields = text if isinstance(text, tuple) else (text,)
+    fields = text if isinstance(text, tuple) and len(text) == 2 else (text,)
     for field in fields:
-        if not isinstance(field, str) or len(fields) > 2:
+        if not isinstance(field, str):
             raise InputError(f"{where}: must be a string or a pair of strings, not {text!r}")
         if not field or field.isspace():
             raise InputError(f"{where} is empty")

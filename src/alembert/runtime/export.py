@@ -130,6 +130,8 @@ def _set_policy(config: Any, policy: str | None, top_k: int | None, size: tuple[
             "another policy"
         )
     config.policy, config.top_k = resolved.name, resolved.top_k
+    # A speed means something under one policy alone.
+    config.speed = None
 
 
 def _write_segments(

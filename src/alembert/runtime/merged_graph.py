@@ -212,7 +212,7 @@ class _Merger:
             body.add("Identity", value, output=name + suffix)
         return self._graph(body, suffix, _EXIT_OUTPUTS)
 
-    def _graph(self, body: _Body, suffix: str, names: Sequence[str] = OUTPUTS) -> GraphProto:
+    def _graph(self, body: _Body, suffix: str, names: Sequence[str]) -> GraphProto:
         outputs = _outputs(self.manifest, suffix, names)
         return helper.make_graph(body.nodes, suffix.strip("_"), [], outputs, body.initializers)
 
