@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import sys
 from collections.abc import Sequence
@@ -23,11 +24,11 @@ from transformers import AutoTokenizer
 from alembert import AdaptiveClassifier, InputError, Task
 from alembert.models.loading import load_classifier, load_encoder
 from alembert.models.multi_exit import MultiExitModel
-from alembert.runtime import processor
+from alembert.runtime import onnx_backend, processor
 from alembert.runtime.batching import pad_rows, run_regrouped
 from alembert.runtime.exited import ExitedBatch, array_probabilities, join
 from alembert.runtime.export import export_classifier
-from alembert.runtime.onnx_backend import longest
+from alembert.runtime.onnx_backend import longest, return_freed_memory
 from alembert.runtime.policies import POLICIES, PROBLEM_TYPES, ExitPolicy
 from alembert.runtime.processor import adds_up_in_16_bits, usable_threads
 from alembert.runtime.tokenization import TokenizersEncoder, TransformersEncoder
@@ -361,6 +362,20 @@ def test_an_export_with_a_learned_policy_needs_a_learned_exit(teacher: Path, tmp
     AutoTokenizer.from_pretrained(teacher).save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match="learned_exit=true"):
         export_classifier(tmp_path / "model", tmp_path / "out", precision="fp32", policy="learned")
+
+
+def test_memory_is_given_back_after_opening(
+    fast: Path, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert return_freed_memory() == (platform.libc_ver()[0] == "glibc")
+    given_back: list[int] = []
+    monkeypatch.setattr(onnx_backend, "return_freed_memory", lambda: given_back.append(1))
+    export_classifier(fast, tmp_path / "out", precision="fp32", merge_exits="all")
+    opened = AdaptiveClassifier.from_pretrained(tmp_path / "out")
+    assert len(given_back) == 1
+    for text in texts[:3]:
+        opened.predict(text, speed=0.5)
+    assert len(given_back) == 2
 
 
 def test_the_merged_graph_answers_only_what_it_was_made_for(

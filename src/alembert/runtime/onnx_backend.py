@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +96,7 @@ class OnnxBackend:
         self._open = partial(_OpenGraph, self._runtime, self._folder, options)
         self._segments = [self._open(segment) for segment in manifest.segments]
         self._heads = {layer: self._open(manifest.heads[layer]) for layer in self.exit_layers}
+        return_freed_memory()
         # Opened when a single text comes: it holds all weights once more.
         self._merged: _OpenGraph | None = None
         self._merged_lock = Lock()
@@ -127,6 +130,7 @@ class OnnxBackend:
                     # Another model may lie there by now.
                     self.manifest.check(self._folder, [graph.file])
                     self._merged = self._open(graph)
+                    return_freed_memory()
                 except InputError as error:
                     self._merged_policy = None
                     logger.warning("Single texts are answered segment by segment: %s", error)
@@ -332,6 +336,14 @@ def open_export(
         top_k=manifest.top_k,
         tokenizer=encoder.tokenizer,
     )
+
+
+def return_freed_memory() -> bool:
+    """Gives back what reading graphs has freed, a fifth of a model's size, which glibc would keep; whether it can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+    return trim is not None
 
 
 def longest(mask: np.ndarray) -> int:
