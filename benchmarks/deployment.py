@@ -3,7 +3,8 @@
     python benchmarks/deployment.py EXPORTED --data FOLDER --rows 1000000 --speed 0.5 --output deployment.json
 
 - Start: fresh processes import Alembert, open the folder and answer one text; their clocks start after the
-  interpreter has started. Resident memory is read after opening and after the first answer; what a process has that
+  interpreter has started. Memory is read after opening and after the first answer: all that is resident, and the
+  private part of it, which leaves out the libraries' code that a process shares with others. What a process has that
   loads the same libraries and no model is measured beside it.
 - Streaming: `alembert predict` reads files of a tenth of `--rows` and of all rows, the data's texts over and over, and
   writes its answers; the peak memory of both runs is what shows whether it grows with the file.
@@ -36,18 +37,20 @@ from alembert.runtime.manifest import Manifest
 START = """
 import json, sys, time
 started = time.perf_counter()
-def resident():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1000
-before = resident()
+def memory():
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return [int(lines[name].split()[0]) / 1000 for name in ("VmRSS", "RssAnon")]
+before, _ = memory()
 from alembert import AdaptiveClassifier
 imported = time.perf_counter()
 classifier = AdaptiveClassifier.from_pretrained(sys.argv[1])
-opened, opened_mb = time.perf_counter(), resident()
+opened, (opened_mb, opened_private_mb) = time.perf_counter(), memory()
 classifier.predict(sys.argv[2])
-answered, answered_mb = time.perf_counter(), resident()
+answered, (answered_mb, answered_private_mb) = time.perf_counter(), memory()
 print(json.dumps({
     "import_s": imported - started, "open_s": opened - imported, "first_answer_s": answered - opened,
     "total_s": answered - started, "interpreter_mb": before, "opened_mb": opened_mb, "answered_mb": answered_mb,
+    "opened_private_mb": opened_private_mb, "answered_private_mb": answered_private_mb,
     "torch_is_loaded": "torch" in sys.modules, "modules": ",".join(sorted(sys.modules)),
 }))
 """
@@ -56,7 +59,8 @@ import sys
 modules = sys.argv[1].split(",")
 for module in modules:
     __import__(module)
-print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1000)
+lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(*(int(lines[name].split()[0]) / 1000 for name in ("VmRSS", "RssAnon")))
 """
 # Linux counts the starter's own peak as the new program's, so the peak is read inside the program.
 STREAM = """
@@ -122,15 +126,15 @@ def measure_start(exported: str, text: str, starts: int) -> dict[str, Any]:
     numbers = [name for name in runs[0] if name != "torch_is_loaded"]
     medians = {name: float(np.median([run[name] for run in runs])) for name in numbers}
     libraries = [
-        float(
-            subprocess.run(
-                [sys.executable, "-c", LIBRARIES, modules], capture_output=True, text=True, check=True
-            ).stdout
-        )
+        subprocess.run(
+            [sys.executable, "-c", LIBRARIES, modules], capture_output=True, text=True, check=True
+        ).stdout.split()
         for _ in range(starts)
     ]
+    resident, private = np.median(np.array(libraries, float), axis=0).tolist()
     return medians | {
-        "libraries_mb": float(np.median(libraries)),
+        "libraries_mb": resident,
+        "libraries_private_mb": private,
         "torch_is_loaded": any(run["torch_is_loaded"] for run in runs),
         "starts": starts,
     }

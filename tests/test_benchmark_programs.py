@@ -190,6 +190,10 @@ def test_start_memory_stream_and_regrouping(
     start, (regrouped,) = results["start"], results["regrouping"]
     assert not start["torch_is_loaded"]
     assert start["interpreter_mb"] < start["opened_mb"] and start["import_s"] < start["total_s"]
+    # The libraries' code is resident, and not the process's own.
+    for moment in ("libraries", "opened", "answered"):
+        assert 0 < start[f"{moment}_private_mb"] < start[f"{moment}_mb"]
+    assert start["libraries_private_mb"] < start["opened_private_mb"]
     assert results["files_mb"] > 0 and regrouped["gain"] > 0 and 1 <= regrouped["mean_exit_layer"] <= 4
     assert [streamed["rows"] for streamed in results["streaming"]] == [5, 50]
     assert all(streamed["peak_memory_mb"] > start["opened_mb"] / 2 for streamed in results["streaming"])
