@@ -438,3 +438,17 @@ def test_a_summary_of_compressions(program: Any, tmp_path: Path) -> None:
     assert "It took 22 min of 40 min. Trained: student 8 min." in page
     assert "| teacher | 0 | 91.7 | +0.1 | 1,177 | 7.6 | 2.3 | 0.1 | best |" in page
     assert "| student | – | – | – | – | – | – | 1.2 | over the budget |" in page
+
+
+def test_attention_kernels(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = program("attention_kernels")
+    monkeypatch.setattr(module, "SHAPES", {"small": (2, 2, 5, 4)})
+    output = tmp_path / "kernels.json"
+    results = module.main(["--repeats", "2", "--threads", "1", "--output", str(output)])
+    assert json.loads(output.read_text()) == results
+    passes = [(row["dtype"], row["pass"]) for row in results["results"]]
+    assert len(set(passes)) == len(passes) == 4
+    for row in results["results"]:
+        low, high = row["quartiles"]
+        assert 0 < low <= row["fused_over_products"] <= high
+        assert row["fused_ms"] > 0 and row["products_ms"] > 0

@@ -121,8 +121,13 @@ def test_a_plan_fits_its_budget(task: Task, teacher: Path) -> None:
 
 def test_the_pace_is_that_of_this_machine(task: Task, teacher: Path) -> None:
     source = str(teacher)
-    pace = measure_pace(load_classifier(source), load_tokenizer(source), task, 32, seed=1)
+    model = load_classifier(source)
+    modes: list[tuple[bool, bool]] = []
+    model.register_forward_pre_hook(lambda *_: modes.append((torch.is_grad_enabled(), model.training)))
+    pace = measure_pace(model, load_tokenizer(source), task, 32, seed=1)
     assert 0 < pace.evaluated_row < pace.training_step < 10
+    assert set(modes) == {(True, True), (False, False)}
+    assert not model.training
 
 
 def test_dominated_rows() -> None:

@@ -29,6 +29,7 @@ from alembert.training.runner import mean_exit_score, predict_logits, run_stages
 from alembert.training.sampling import EpochSampler
 from alembert.training.settings import TrainingSettings
 from alembert.training.stage import Stage
+from alembert.training.stage_model import encoder_parameters
 from alembert.training.trainer import DistillationTrainer, training_arguments
 
 SINGLE = "single_label_classification"
@@ -384,3 +385,32 @@ def test_occupied_folders_are_refused(tmp_path: Path) -> None:
     assert (run / "old").exists()
     replacement.begin()
     assert [path.name for path in run.iterdir()] == ["in_progress.json"]
+
+
+FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+@pytest.mark.parametrize(
+    ("bf16", "frozen", "expected"), [(True, False, False), (True, True, True), (False, False, True)]
+)
+def test_an_encoder_without_dropout_learns_by_the_faster_attention(
+    teacher: Path, task: Task, tmp_path: Path, bf16: bool, frozen: bool, expected: bool
+) -> None:
+    # With dropout PyTorch has no fused attention on processors to begin with.
+    model = AutoModelForSequenceClassification.from_pretrained(
+        teacher, attention_probs_dropout_prob=0.0, attn_implementation="sdpa"
+    )
+    settings = TrainingSettings(epochs=0.01, batch_size=4, bf16=bf16)
+    trainable = ("classifier.",) if frozen else None
+    stage = Stage("finetune", TaskObjective(SINGLE), settings, trainable)
+    tokenizer = load_tokenizer(str(teacher))
+    trainer = DistillationTrainer(
+        model, stage, tokenised(task, "train", tokenizer, 32), None, tokenizer, tmp_path
+    )
+    assert frozen != any(weight.requires_grad for weight in encoder_parameters(model))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        trainer.train()
+    names = {event.key for event in profile.key_averages()}
+    assert any(name.startswith("aten::_scaled_dot_product") for name in names)
+    assert (FUSED in names) == expected
+    assert torch.backends.cuda.flash_sdp_enabled()

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from alembert.models.capture import capture
 from alembert.models.features import Features
 from alembert.models.multi_exit import MultiExitModel
+from alembert.training.attention_kernel import attention_for_learning
 from alembert.training.objective import Objective
 from alembert.training.teachers import Teacher
 
@@ -69,13 +70,14 @@ class StageModel(nn.Module):
 
     def _student_features(self, inputs: dict[str, Tensor], offset: Tensor | None = None) -> Features:
         objective = self.objective
-        return capture(
-            self.student,
-            inputs,
-            objective.student_request,
-            embedding_offset=offset,
-            **objective.student_arguments,
-        )
+        with attention_for_learning(encoder_parameters(self.student)):
+            return capture(
+                self.student,
+                inputs,
+                objective.student_request,
+                embedding_offset=offset,
+                **objective.student_arguments,
+            )
 
     def _perturbed_terms(
         self, inputs: dict[str, Tensor], teacher: Features | None, labels: Tensor | None, length: float
