@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,23 @@ def test_a_stage_ends_when_its_time_is_up_and_stays_ended(
     assert distance(stopped, again) == 0.0
     _, whole = train(tiny_encoder, task, tmp_path / "whole", max_minutes=60)
     assert whole["global_step"] == 4
+
+
+def test_all_stages_share_the_time(tiny_encoder: Path, teacher: Path, task: Task, tmp_path: Path) -> None:
+    chosen = {"batch_size": 8, "epochs": 4000, "max_length": 32}
+    options = {"placement": "all", "exit_epochs": 2000.0}
+
+    def steps(name: str, stop_at: float | None, **more: float) -> dict[str, int]:
+        folder = tmp_path / name
+        alembert.distill(
+            "pabee", str(teacher), task, folder, options=options, settings=chosen | more, stop_at=stop_at
+        )
+        histories = json.loads((folder / "trainer_state.json").read_text())
+        return {stage: history["global_step"] for stage, history in histories.items()}
+
+    for name, stop_at, more in (("limited", None, {"max_minutes": 0.01}), ("stopped", time.monotonic(), {})):
+        first, second = steps(name, stop_at, **more).values()
+        assert 1 <= first < 2000 and second == 1
 
 
 def distance(first: torch.nn.Module, second: torch.nn.Module) -> float:

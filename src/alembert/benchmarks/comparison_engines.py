@@ -135,7 +135,7 @@ class Opener:
         if not opened.has_exits:
             return (0.0,)
         if fact.source in self.settings.model_speeds:
-            return (self.settings.model_speeds[fact.source],)
+            return tuple(dict.fromkeys(self.settings.model_speeds[fact.source]))
         if self.settings.speeds is not None:
             return tuple(dict.fromkeys(self.settings.speeds))
         # Speed 0 is also what a model has that nobody gave a speed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from alembert.common.errors import InputError
 from alembert.runtime.policies import check_speed
@@ -20,7 +21,7 @@ class BenchmarkSettings:
     Attributes:
         peers: which of `PEERS` are measured beside the given models.
         speeds: of every model with exits; None = the model's own speed, else 0, 0.1 … 0.9.
-        model_speeds: the one speed of some models with exits, by their folders, in place of `speeds`.
+        model_speeds: the speeds of some models with exits, by their folders, in place of `speeds`.
         batch_size: texts of a batch for what takes them in their order.
         batch_tokens: token budget of Alembert's own batches; None = that of `batch_size` texts of mean length.
         repeats: timed rounds.
@@ -37,7 +38,7 @@ class BenchmarkSettings:
 
     peers: tuple[str, ...] = PEERS
     speeds: tuple[float, ...] | None = None
-    model_speeds: Mapping[str, float] = field(default_factory=dict)
+    model_speeds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     batch_size: int = 32
     batch_tokens: int | None = None
     repeats: int = 5
@@ -63,7 +64,7 @@ class BenchmarkSettings:
                 raise InputError("no speeds given: name at least one between 0 and 1")
             for speed in self.speeds:
                 check_speed(speed)
-        for speed in self.model_speeds.values():
+        for speed in chain.from_iterable(self.model_speeds.values()):
             check_speed(speed)
         unknown = sorted(set(self.torch_precisions) - {"fp32", "bf16"})
         if unknown or not self.torch_precisions:

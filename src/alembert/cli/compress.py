@@ -50,6 +50,9 @@ def compress(
     max_dev_rows: o.MaxDevRowsOption = None,
     max_test_rows: o.MaxTestRowsOption = None,
     max_length: o.MaxLengthOption = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Regression: the difference that counts as a whole mistake.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of all trainings and samples.")] = 42,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew in an occupied folder.")] = False,
     json_output: o.JsonOption = False,
@@ -88,6 +91,7 @@ def compress(
             min_speedup=min_speedup,
             budget=seconds,
             max_length=max_length,
+            scale=scale,
             seed=seed,
             overwrite=overwrite,
             progress=notify,
@@ -103,9 +107,11 @@ def compress(
 def _load(model: str, data: str, problem_type: str | None, seed: int, columns: dict[str, Any]) -> Any:
     """The task, with the teacher's labels where the model is one, and a dev split held out where there is none."""
     from alembert.data import load_task
-    from alembert.models.loading import classifier_facts, load_any
+    from alembert.models.loading import classifier_facts, load_any, run_configuration
 
     _, is_classifier = load_any(model)
+    # The rows that a teacher's own training held out are the only ones that it has not learned.
+    seed = run_configuration(model).get("settings", {}).get("seed", seed)
     names = None
     if is_classifier:
         facts = classifier_facts(model)

@@ -44,10 +44,9 @@ def split_confidence(confidence: float, models: int) -> float:
     return 1 - (1 - confidence) / models
 
 
-def enough_rows(task: Task, budget: RiskBudget) -> bool:
-    """Whether the dev split could certify the budget if no answer changed."""
-    needed = smallest_set(budget.loss_kind(task.problem_type), budget.most, budget.level)
-    return int(task.dataset("dev").num_rows) >= needed
+def fewest_rows(task: Task, budget: RiskBudget) -> int:
+    """Rows of dev with which the budget could be certified if no answer changed."""
+    return smallest_set(budget.loss_kind(task.problem_type), budget.most, budget.level)
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from alembert.benchmarks.calibration import full_model_logits
 from alembert.benchmarks.comparison import benchmark
 from alembert.benchmarks.comparison_settings import BenchmarkSettings
-from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, RiskBudget
+from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json, write_text
 from alembert.compression.candidates import (
     Certificate,
     certify,
     dominated,
-    enough_rows,
     export_once,
+    fewest_rows,
     split_confidence,
 )
 from alembert.compression.card import compression_card
@@ -40,7 +42,9 @@ from alembert.compression.work_clock import WorkClock
 from alembert.compression.work_report import write_work_report
 from alembert.compression.work_state import STATE, SUMMARY, open_state
 from alembert.compression.work_trainings import Trainings
+from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task
+from alembert.methods.distillation import check_teacher_score
 from alembert.models.loading import (
     NoTrainedHeadError,
     load_classifier,
@@ -50,9 +54,11 @@ from alembert.models.loading import (
     weights_fingerprint,
 )
 from alembert.runtime.adaptive import AdaptiveClassifier
+from alembert.training.processes import process_state
 
 Progress = Callable[[str, int, int], None]
 CLOCK = "clock.json"
+_STATE_VERSION = 2
 _DEFAULT_MAX_LENGTH = 128
 _SUFFIX = "-int8"
 logger = logging.getLogger("alembert")
@@ -69,6 +75,7 @@ def compress(
     min_speedup: float | None = None,
     budget: float | None = None,
     max_length: int | None = None,
+    scale: float | None = None,
     seed: int = 42,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -76,7 +83,8 @@ def compress(
     """Leaves in `best/` the fastest model found whose accuracy is at most `max_drop` below the teacher's.
 
     Whatever is finished stays: after a crash, Ctrl-C or a reboot the same call goes on. With another `max_drop`,
-    `confidence`, `mode` or `min_speedup` it keeps what it has trained, and tests, measures and chooses anew.
+    `confidence`, `mode` or `min_speedup` it keeps what it has trained, and tests, measures and chooses anew; with
+    another `budget` it also trains what there was no time for.
 
     Args:
         model: folder or hub id of a fine-tuned classifier, the teacher; or of a pretrained encoder, which is fine-tuned
@@ -90,8 +98,9 @@ def compress(
         min_speedup: texts per second that the result must have at least, as a multiple of the teacher's.
         budget: seconds for the whole work, over all sessions; None = as long as it takes.
         max_length: longer texts are cut to this many tokens; the teacher's own, else 128, when absent.
+        scale: for regression, the difference in the label's unit that counts as a whole mistake.
         seed: of all trainings and samples.
-        overwrite: replace another work of this command that `output_dir` holds; nothing else is ever replaced.
+        overwrite: begin anew where `output_dir` holds a work of this command; nothing else is ever replaced.
         progress: called with a description, steps done and steps in all.
 
     Returns:
@@ -99,15 +108,17 @@ def compress(
         "trainings", "plan", "report" (the page), "seconds".
 
     Raises:
-        InputError: something given cannot serve; another work lies in `output_dir`; the ONNX extra is missing.
+        InputError: something given cannot serve; dev has too few rows to certify anything; another work lies in
+            `output_dir`; the ONNX extra is missing.
 
     Examples:
         >>> from alembert.compression.compress import compress  # doctest: +SKIP
         >>> compress("runs/teacher", task, "small", max_drop=0.01)["verdict"]  # doctest: +SKIP
     """
     work = _Work(
-        model, task, Path(output_dir), RiskBudget(most=max_drop, confidence=confidence, mode=mode), min_speedup, budget,
-        max_length, seed, overwrite, progress or (lambda *_: None),
+        model, task, Path(output_dir),
+        RiskBudget(most=max_drop, confidence=confidence, mode=mode, scale=scale), min_speedup, budget, max_length, seed,
+        overwrite, progress or (lambda *_: None),
     )  # fmt: skip
     with WorkClock(work.folder / CLOCK) as clock:
         return work.run(clock)
@@ -153,13 +164,24 @@ class _Work:
                 )
         if self.min_speedup is not None and self.min_speedup <= 0:
             raise InputError(f"min_speedup is {self.min_speedup}: it must be above 0, such as 4")
+        if self.folder.resolve() in Path(self.model).resolve().parents:
+            raise InputError(f"{self.model} lies in {self.folder}: give another --output")
+        confidence = split_confidence(self.risk.confidence, len(RECIPES) + 1)
+        needed = fewest_rows(self.task, replace(self.risk, confidence=confidence))
+        rows = int(self.task.dataset("dev").num_rows)
+        if self.risk.mode == CERTIFIED and rows < needed:
+            raise InputError(
+                f"dev has {rows:,} rows, and to be {100 * self.risk.confidence:g}% sure of a drop of at most "
+                f"{self.risk.most:g} takes {needed:,} at the least: give more, allow a larger --max-drop, or choose "
+                "--mode empirical, which guarantees nothing"
+            )
 
     def _open(self, overwrite: bool) -> dict[str, Any]:
         configuration = {
+            "version": _STATE_VERSION,
             "model": str(self.model),
             "model_files": weights_fingerprint(str(self.model)),
             "task": self.task.describe(),
-            "budget_seconds": self.budget,
             "max_length": self.max_length,
             "seed": self.seed,
         }
@@ -167,7 +189,9 @@ class _Work:
             "max_drop": self.risk.most,
             "confidence": self.risk.confidence,
             "mode": self.risk.mode,
+            "scale": self.risk.scale,
             "min_speedup": self.min_speedup,
+            "budget_seconds": self.budget,
         }
         return open_state(self.folder, configuration, aims, overwrite)
 
@@ -182,6 +206,7 @@ class _Work:
         rows = self._benchmark(exports, certificates)
         summary = self._choose(exports, certificates, rows, clock)
         summary["report"] = self._report(exports, certificates, summary)
+        summary["seconds"] = round(clock.seconds)
         for candidate in summary["candidates"]:
             if candidate["dominated"]:
                 shutil.rmtree(exports[candidate["name"]], ignore_errors=True)
@@ -201,6 +226,7 @@ class _Work:
                     load_encoder(self.model, label_names=names, problem_type=kind),
                     True,
                 )
+            teacher.to(process_state().device)
             pace = measure_pace(teacher, load_tokenizer(self.model), self.task, self.max_length, self.seed)
             plan = make_plan(
                 teacher,
@@ -247,31 +273,28 @@ class _Work:
             return {name: Certificate(**value) for name, value in known.items()}
         confidence = split_confidence(self.risk.confidence, len(exports))
         budget = replace(self.risk, confidence=confidence)
-        if self.risk.mode == CERTIFIED and not enough_rows(self.task, budget):
-            logger.warning(
-                "The dev split has %d rows, too few to guarantee anything: speeds are chosen by what is seen on it.",
-                self.task.dataset("dev").num_rows,
-            )
-            budget = replace(budget, mode=EMPIRICAL)
         teacher = AdaptiveClassifier.from_pretrained(
             str(self.trainings.folder_of(TEACHER)), speed=0.0, max_length=self.max_length
         )
         reference = full_model_logits(teacher, self.task, "dev", self.progress)
+        labels = np.asarray(self.task.dataset("dev")["labels"])
+        score = compute_metrics(self.task.problem_type, self.task.metrics, reference, labels)
+        check_teacher_score(self.task, score[self.task.main_metric], "dev")
         certificates = {
             name: certify(folder, reference, self.task, budget, self.progress, max_length=self.max_length)
             for name, folder in exports.items()
         }
-        self.state |= {
-            "mode": budget.mode,
-            "certificates": {name: certificate.as_json() for name, certificate in certificates.items()},
-        }
+        self.state["certificates"] = {name: it.as_json() for name, it in certificates.items()}
         self._save()
         return certificates
 
     def _benchmark(
         self, exports: dict[str, Path], certificates: dict[str, Certificate]
     ) -> dict[str, dict[str, Any]]:
-        """Rows of the benchmark by model, at its speed: those within the budget on dev, and the teacher in fp32."""
+        """Rows of the benchmark by model, at its speed: those within the budget on dev, and the teacher in fp32.
+
+        Models with exits are measured at speed 0 too, which the page's slider begins at.
+        """
         path = self.folder / "benchmark" / "benchmark.json"
         measured = [name for name in exports if certificates[name].within_on_dev]
         names = {exports[name].name: name for name in measured}
@@ -287,7 +310,7 @@ class _Work:
                     repeats=3,
                     timing_rows=256,
                     latency_rows=32,
-                    model_speeds={str(exports[name]): certificates[name].speed for name in measured},
+                    model_speeds={str(exports[name]): (0.0, certificates[name].speed) for name in measured},
                     max_length=self.max_length,
                     seed=self.seed,
                 ),
@@ -297,7 +320,13 @@ class _Work:
             self.state["benchmarked"] = measured
             self._save()
         rows = read_json(path)["results"]
-        found = {names[row["name"]]: row for row in rows if row["name"] in names and row["backend"] == "onnx"}
+        found = {
+            names[row["name"]]: row
+            for row in rows
+            if row["name"] in names
+            and row["backend"] == "onnx"
+            and (row["speed"] or 0.0) == certificates[names[row["name"]]].speed
+        }
         return {"baseline": rows[0]} | found
 
     def _choose(
@@ -323,9 +352,7 @@ class _Work:
         summary = {
             "alembert_version": version("alembert"),
             "met": best is not None,
-            "verdict": verdict(
-                best, candidates, replace(self.risk, mode=self.state["mode"]), self.min_speedup
-            ),
+            "verdict": verdict(best, candidates, self.risk, self.min_speedup),
             "best": best,
             "unsure": unsure(
                 best, candidates, self.task.dataset("dev").num_rows, min_speedup=self.min_speedup
@@ -333,7 +360,7 @@ class _Work:
             "split": "test" if "test" in self.task.splits else "dev",
             "max_drop": self.risk.most,
             "confidence": self.risk.confidence,
-            "mode": self.state["mode"],
+            "mode": self.risk.mode,
             "min_speedup": self.min_speedup,
             "candidates": candidates,
             "trainings": self.state["trainings"],
@@ -341,7 +368,9 @@ class _Work:
             "seconds": round(clock.seconds),
             "budget_seconds": self.budget,
         }
-        if best is not None:
+        if best is None:
+            shutil.rmtree(self.folder / "best", ignore_errors=True)
+        else:
             self._leave(best["name"], exports, compression_card(summary, self.task.describe()))
         return summary
 
@@ -350,8 +379,13 @@ class _Work:
         best, fresh = self.folder / "best", self.folder / ".best"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(exports[name], fresh / "onnx")
-        leave_out = shutil.ignore_patterns("checkpoints", "checkpoint-*")
-        shutil.copytree(self.trainings.folder_of(name), fresh / "torch", ignore=leave_out)
+        run = self.trainings.folder_of(name)
+        if run.is_dir():
+            leave_out = shutil.ignore_patterns("checkpoints", "checkpoint-*")
+            shutil.copytree(run, fresh / "torch", ignore=leave_out)
+        else:  # a teacher from the hub
+            load_classifier(self.model).save_pretrained(fresh / "torch")
+            load_tokenizer(self.model).save_pretrained(fresh / "torch")
         write_text(fresh / "README.md", card)
         shutil.rmtree(best, ignore_errors=True)
         fresh.rename(best)
@@ -364,7 +398,7 @@ class _Work:
             self.folder / "report",
             summary,
             self.task,
-            replace(self.risk, mode=self.state["mode"]),
+            self.risk,
             benchmark=read_json(self.folder / "benchmark" / "benchmark.json"),
             teacher=self.trainings.folder_of(TEACHER),
             exports=shown,

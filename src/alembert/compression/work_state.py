@@ -10,9 +10,11 @@ from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json
 
 STATE, SUMMARY = "compress.json", "summary.json"
-OF_AIMS = ("best", "report", "benchmark")
-"""Folders of results that depend on what was asked."""
-OF_TRAININGS = ("configuration", "plan", "needs_finetuning", "seconds_after_training", "trainings")
+DONE, SKIPPED, FAILED = "done", "skipped", "failed"
+"""What became of a training."""
+OF_AIMS = ("report", "benchmark")
+"""Folders of results that depend on what was asked. The model in `best/` stays until there is another."""
+OF_TRAININGS = ("configuration", "plan", "needs_finetuning", "seconds_after_training", "started", "trainings")
 """Entries of the record that do not depend on what the result is to be."""
 
 
@@ -22,18 +24,22 @@ def open_state(
     """The record of the work in `folder`, or that of a new one.
 
     A work with the same `configuration` and other `aims` keeps what it has trained; what follows is done anew, and its
-    former results are removed.
+    former results are removed. With another budget what was skipped for want of time, or failed, is planned anew.
 
-    Raises InputError, and touches nothing, where something else lies there; with `overwrite` another work is replaced.
+    Raises InputError, and touches nothing, where something else lies there; with `overwrite` any work is replaced.
     """
     path = folder / STATE
     if path.exists():
         state: dict[str, Any] = read_json(path)
         differing = [key for key, value in configuration.items() if state["configuration"].get(key) != value]
-        if not differing and state.get("aims") == aims:
+        if not differing and not overwrite and state.get("aims") == aims:
             return state
         if not differing and not overwrite:
+            before = state.get("aims", {})
             state = {key: value for key, value in state.items() if key in OF_TRAININGS} | {"aims": aims}
+            if before.get("budget_seconds") != aims["budget_seconds"]:
+                done = {name: it for name, it in state["trainings"].items() if it["status"] == DONE}
+                state |= {"plan": None, "trainings": done}
             write_json(path, state)
             (folder / SUMMARY).unlink(missing_ok=True)
             for name in OF_AIMS:
@@ -49,6 +55,6 @@ def open_state(
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    state = {"configuration": configuration, "aims": aims, "plan": None, "trainings": {}}
+    state = {"configuration": configuration, "aims": aims, "plan": None, "started": {}, "trainings": {}}
     write_json(path, state)
     return state

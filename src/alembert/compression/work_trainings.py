@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from alembert.common.errors import InputError
 from alembert.compression.durations import format_duration
-from alembert.compression.plan import TEACHER, PlannedTraining
+from alembert.compression.plan import TEACHER, PlannedTraining, shortened
 from alembert.compression.work_clock import WorkClock
+from alembert.compression.work_state import DONE, FAILED, SKIPPED
 from alembert.data.task import Task
 from alembert.methods.distillation import distill
 from alembert.training.finetuning import finetune
 from alembert.training.settings import TrainingSettings
 
-DONE, SKIPPED, FAILED = "done", "skipped", "failed"
+_LIMIT = 1.3
+"""A training is stopped when it takes so many times its estimate."""
 logger = logging.getLogger("alembert")
 
 
@@ -65,45 +68,50 @@ class Trainings:
         return [TEACHER, *(name for name in done if name != TEACHER)]
 
     def _run_one(self, training: PlannedTraining, clock: WorkClock) -> None:
-        reason = None if training.teacher is None else self._reason_to_skip(training, clock)
-        if reason is not None:
-            self._note(training.name, SKIPPED, reason, 0.0)
-            return
-        started = clock.seconds
+        left = None
+        if self._budget is not None:
+            left = max(0.0, self._budget - clock.seconds - self._state["seconds_after_training"])
+        before = self._state["started"].get(training.name)
+        if before is None:
+            fitting = training
+            if left is not None and training.name != TEACHER:
+                shorter = shortened(training, left)
+                if shorter is None:
+                    needed = format_duration(training.seconds)
+                    reason = f"{format_duration(left)} were left, and it takes {needed}"
+                    self._note(training.name, SKIPPED, reason, 0.0)
+                    return
+                fitting = shorter
+            before = {"training": fitting.as_json(), "at_seconds": clock.seconds}
+            self._state["started"][training.name] = before
+            self._save()
+        # As it was begun: a run is only gone on with as what it is.
+        begun, started = PlannedTraining(**before["training"]), before["at_seconds"]
+        limit = None if left is None else min(left, started + _LIMIT * begun.seconds - clock.seconds)
         try:
-            self._train(training)
+            self._train(begun, None if limit is None else time.monotonic() + limit)
         except InputError as error:
-            if training.method == "finetune":
+            if begun.method == "finetune":
                 raise
-            self._note(training.name, FAILED, str(error), clock.seconds - started)
+            self._note(begun.name, FAILED, str(error), clock.seconds - started)
             return
-        self._note(training.name, DONE, None, clock.seconds - started)
+        self._note(begun.name, DONE, None, clock.seconds - started)
 
-    def _reason_to_skip(self, training: PlannedTraining, clock: WorkClock) -> str | None:
-        taught_by = self._state["trainings"].get(training.teacher)
-        if training.teacher != TEACHER and (taught_by is None or taught_by["status"] != DONE):
-            return f"there is no {training.teacher} to start from"
-        if self._budget is None:
-            return None
-        left = self._budget - clock.seconds - self._state["seconds_after_training"]
-        if left < training.seconds / 2:
-            return f"{format_duration(max(0.0, left))} were left, and it takes {format_duration(training.seconds)}"
-        return None
-
-    def _train(self, training: PlannedTraining) -> None:
+    def _train(self, training: PlannedTraining, stop_at: float | None) -> None:
         output = self.folder_of(training.name)
         if training.method == "finetune":
-            finetune(self._model, self._task, output, settings=TrainingSettings(**training.settings))
+            settings = TrainingSettings(**training.settings)
+            finetune(self._model, self._task, output, settings=settings, stop_at=stop_at)
             return
-        assert training.teacher is not None
         distill(
             training.method,
-            str(self.folder_of(training.teacher)),
+            str(self.folder_of(TEACHER)),
             self._task,
             output,
             student=training.student,
             options=dict(training.options),
             settings=dict(training.settings),
+            stop_at=stop_at,
         )
 
     def _note(self, name: str, status: str, reason: str | None, seconds: float) -> None:

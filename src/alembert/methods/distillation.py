@@ -53,6 +53,7 @@ def distill(
     overwrite: bool = False,
     resume: bool = True,
     report_to: list[str] | None = None,
+    stop_at: float | None = None,
 ) -> PreTrainedModel:
     """Distils a teacher by a named method and leaves a run directory.
 
@@ -74,6 +75,8 @@ def distill(
         overwrite: replace whatever the folder holds.
         resume: go on with an interrupted run; when off, an occupied folder is refused.
         report_to: trackers such as "tensorboard".
+        stop_at: `time.monotonic()` after which the training stops with the weights that it has; no part of what a
+            run remembers.
 
     Returns the distilled model in evaluation mode. Raises InputError for unknown names and values, labels that
     the teacher does not know, a teacher no better than the commonest label, students that the method cannot serve,
@@ -108,6 +111,7 @@ def distill(
             overwrite=overwrite,
             resume=resume,
             report_to=report_to,
+            stop_at=stop_at,
         )
     method_class = find_method(method)
     check_teacher_cache(method_class, teacher_cache)
@@ -178,7 +182,7 @@ def distill(
             teacher_model.to(state.device), task, dataset, tokenizer, split
         )
         metrics |= {"teacher": {split: teacher_score}, "majority_baseline": majority}
-    histories = run_stages(model, planned, task, tokenizer, run, report_to)
+    histories = run_stages(model, planned, task, tokenizer, run, report_to, stop_at)
     instance.finish(model)
     model.eval()
     if task is None:
@@ -258,14 +262,19 @@ def measure_teacher(
     logits, labels = predict_logits(teacher, dataset, tokenizer, "measuring the teacher")
     assert labels is not None
     score = compute_metrics(task.problem_type, task.metrics, logits[:, -1], labels)
+    return score, check_teacher_score(task, score[task.main_metric], split)
+
+
+def check_teacher_score(task: Task, score: float, split: str) -> float:
+    """The main metric of always answering the commonest label; InputError when the teacher's is no better."""
     majority = majority_score(task)
-    if not score[task.main_metric] > majority:
+    if not score > majority:
         raise InputError(
-            f"the teacher's {task.main_metric} on {split} is {score[task.main_metric]:.4f}, no better than always "
+            f"the teacher's {task.main_metric} on {split} is {score:.4f}, no better than always "
             f"giving the commonest answer ({majority:.4f}): there is nothing to learn from it. Is it fine-tuned on "
             "this task, with the same labels? Fine-tune it first (alembert finetune)."
         )
-    return score, majority
+    return majority
 
 
 def exit_metrics(

@@ -36,6 +36,7 @@ def finetune(
     overwrite: bool = False,
     resume: bool = True,
     report_to: list[str] | None = None,
+    stop_at: float | None = None,
 ) -> PreTrainedModel:
     """Fine-tunes an encoder on a task's labels and leaves a run directory.
 
@@ -49,6 +50,8 @@ def finetune(
         overwrite: replace whatever the folder holds.
         resume: go on with an interrupted run; when off, an occupied folder is refused.
         report_to: trackers such as "tensorboard".
+        stop_at: `time.monotonic()` after which the training stops with the weights that it has; no part of what a
+            run remembers.
 
     Returns the classifier in evaluation mode. Raises InputError for unreadable models and occupied folders.
 
@@ -84,7 +87,7 @@ def finetune(
     if run.finished:
         return load_classifier(str(run.path))
     stage = Stage("finetune", TaskObjective(task.problem_type), settings)
-    histories = run_stages(classifier, [stage], task, tokenizer, run, report_to)
+    histories = run_stages(classifier, [stage], task, tokenizer, run, report_to, stop_at)
     classifier.eval()
     metrics: dict[str, Any] = {"majority_baseline": majority_score(task)}
     for split in ("dev", "test"):

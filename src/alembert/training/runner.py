@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -53,11 +54,14 @@ def run_stages(
     tokenizer: PreTrainedTokenizerBase,
     run: RunDirectory,
     report_to: list[str] | None = None,
+    stop_at: float | None = None,
 ) -> dict[str, Any]:
     """Trains `model` in place through all stages and returns each stage's log history by name.
 
     A stage with complete checkpoints goes on from the newest; the end of a stage is itself a checkpoint, so a
     finished stage costs only its loading. Without a task every stage must bring a corpus, and nothing is measured.
+    Once `time.monotonic()` has passed `stop_at`, or the stages have taken `max_minutes`, the stage that runs stops
+    with the weights that it has, and each that follows after one step.
     Numbers of the log that are not finite become None. Raises InputError, before anything is written, when a stage
     cannot run, and when a training diverges.
     """
@@ -68,6 +72,8 @@ def run_stages(
         training_arguments(stage, run.checkpoints(stage.name), False, report_to)
         check_rate_of_heads(stage, model)
     run.begin()
+    limits = [60 * stage.settings.max_minutes for stage in stages if stage.settings.max_minutes is not None]
+    ends = [time.monotonic() + limit for limit in limits] + ([] if stop_at is None else [stop_at])
     histories: dict[str, Any] = {}
     for stage in stages:
         set_seed(stage.settings.seed)
@@ -89,6 +95,7 @@ def run_stages(
             report_to=report_to,
             teacher=teacher,
             shards=shards,
+            stop_at=min(ends, default=None),
         )
         checkpoint = last_complete_checkpoint(folder) if PartialState().is_main_process else None
         PartialState().wait_for_everyone()

@@ -29,8 +29,8 @@ class TrainingSettings(BaseModel):
         early_stopping_patience: stop after this many evaluations without gain; needs evaluate_every_epoch.
         checkpoint_steps: optimiser steps between checkpoints, beside one per evaluation; None = one per epoch,
             on plain text every 1000.
-        max_minutes: the stage ends, with the weights that it has, after the step in which it has been trained for
-            this long, counted anew after a resume; None = it ends with its epochs.
+        max_minutes: the training ends, with the weights that it has, after the step in which all its stages together
+            have taken this long, counted anew after a resume; None = it ends with its epochs.
         teacher_cache_dtype: of the numbers in a cache of the teacher's outputs; float16 ends at ±65504.
         seed: of initialisation, dropout and order of the data.
 

@@ -54,6 +54,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         report_to: trackers, as in TrainingArguments.
         teacher: where the teacher's features come from; None = from the stage's teacher, anew for each batch.
         shards: rows per shard of a data set that is gone through shard by shard.
+        stop_at: `time.monotonic()` after which it stops with the weights that it has; None = it ends with its epochs.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         report_to: list[str] | None = None,
         teacher: Teacher | None = None,
         shards: Sequence[int] | None = None,
+        stop_at: float | None = None,
     ) -> None:
         stage.prepare(model)
         self.stage, self._shards = stage, shards
@@ -94,8 +96,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        if stage.settings.max_minutes is not None:
-            self.add_callback(_TimeLimit(60 * stage.settings.max_minutes))
+        if stop_at is not None:
+            self.add_callback(_TimeLimit(stop_at))
         if stage.settings.early_stopping_patience is not None and evaluates:
             self.add_callback(EarlyStoppingCallback(stage.settings.early_stopping_patience))
         if stage.teacher is not None and teacher is None:
@@ -187,17 +189,14 @@ class _Checkpoints(TrainerCallback):  # type: ignore[misc]
 
 
 class _TimeLimit(TrainerCallback):  # type: ignore[misc]
-    """Ends the training, with a checkpoint that says so, after so many seconds."""
+    """Ends the training, with a checkpoint that says so, after the step in which the time has come."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        self._end = time.monotonic() + self.seconds
+    def __init__(self, stop_at: float) -> None:
+        self.stop_at = stop_at
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         # All processes must stop at the same step.
-        if in_any_process(time.monotonic() >= self._end):
+        if in_any_process(time.monotonic() >= self.stop_at):
             control.should_save = control.should_training_stop = True
 
 
