@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from alembert import AdaptiveClassifier, InputError, Task, load_task
+from alembert.benchmarks import risk_control
 from alembert.benchmarks.calibration import SPEEDS, NothingCertifiedError, calibrate, store
 from alembert.benchmarks.evaluation import ExitAnswers, collect_exit_answers, task_texts
 from alembert.benchmarks.replayed_exits import ReplayedExits, exit_uncertainties
@@ -39,7 +42,9 @@ from alembert.benchmarks.risk_control import (
     worst_class,
 )
 from alembert.cli import calibrate as calibrate_command
+from alembert.cli.options import load_calibration_task, load_evaluation_task
 from alembert.common.files import read_json, write_json
+from alembert.models.loading import classifier_facts
 from alembert.reports.calibration import calibration_table, verdict
 from alembert.runtime.calibration_file import (
     CALIBRATION_FILE,
@@ -47,6 +52,7 @@ from alembert.runtime.calibration_file import (
     model_files_fingerprint,
     with_calibrated_defaults,
 )
+from alembert.runtime.export import export_classifier
 from alembert.runtime.policies import ExitPolicy
 
 PAGE = Path(__file__).parents[1] / "docs" / "calibration.md"
@@ -101,6 +107,24 @@ def test_paired_p_value_by_enumeration() -> None:
         for share in np.linspace(max(interval.low, budget), interval.high, 200)
     )
     assert paired_p_value(lost, gained, rows, budget, LEVEL) == pytest.approx(gamma + largest, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "rows", "budget"),
+    [(21, 7, 483, 0.043051477218274736), (7, 5, 43, 0.12795534290161845)],
+)
+def test_paired_p_value_finds_the_highest_peak(lost: int, gained: int, rows: int, budget: float) -> None:
+    # Over the interval of shares the probability has several peaks, some of them narrow.
+    changed, gamma = lost + gained, LEVEL / 100
+    interval = stats.binomtest(changed, rows).proportion_ci(1 - gamma, "exact")
+    counts = np.arange(rows + 1)
+    score = float(risk_control._score(lost, changed, rows, budget))
+    most = risk_control._most_lost(score, counts, rows, budget)
+    counts, most = counts[most >= 0], most[most >= 0]
+    shares = np.linspace(max(interval.low, budget), interval.high, 1000)[:, None]
+    chances = stats.binom.pmf(counts, rows, shares) * special.bdtr(most, counts, (1 + budget / shares) / 2)
+    largest = chances.sum(-1).max()
+    assert paired_p_value(lost, gained, rows, budget, LEVEL) == pytest.approx(gamma + largest, abs=1e-5)
 
 
 @settings(deadline=None, max_examples=25)
@@ -206,6 +230,48 @@ def test_the_guarantee_holds_and_is_not_vacuous(noise: float, budget: float) -> 
         reached.append(speedups[count - 1] if count else 1.0)
     assert stats.binomtest(broken, resamples, LEVEL, alternative="greater").pvalue > 0.01
     assert np.mean(reached) >= 0.8 * oracle
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_calibrate_takes_a_speed_over_the_budget_as_rarely_as_stated(
+    per_class: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Slow, and no part of the choice.
+    monkeypatch.setattr("alembert.benchmarks.calibration.compute_metrics", lambda *_: {"accuracy": 0.0})
+    monkeypatch.setattr("alembert.benchmarks.calibration.rows_sha256", lambda _: "")
+    # Two classes, the second one harder; of two speeds the last is just over the budget.
+    generator, texts, rows, resamples = np.random.default_rng(0), 40_000, 400, 500
+    labels, depth, speeds = np.arange(texts) % 2, np.arange(1, 7) / 6, (0.05, 0.27)
+    noise = (1 + labels[:, None]) * np.sqrt(1 - depth) * generator.normal(size=(texts, 6))
+    evidence = generator.normal(1.35, 1.1, (texts, 1)) * (1 - np.exp(-4 * depth)) + noise
+    evidence *= 2.5 * (1 - 2 * labels[:, None])
+    logits = np.stack([evidence, np.zeros_like(evidence)], -1).astype(np.float32)
+    policy = ExitPolicy(num_exits=6).resolve(2)
+
+    def answers(taken: np.ndarray) -> ExitAnswers:
+        return ExitAnswers(tuple(range(1, 7)), logits[taken], None, np.ones(len(taken)))
+
+    losses = ReplayedExits(answers(np.arange(texts)), policy, labels).losses(speeds[-1], RiskBudget())
+    risk = max(losses[labels == label].mean() for label in (0, 1)) if per_class else losses.mean()
+    budget = RiskBudget(most=0.999 * float(risk), per_class=per_class)
+    classifier: Any = SimpleNamespace(
+        exit_layers=tuple(range(1, 7)),
+        max_length=32,
+        backend=SimpleNamespace(manifest=SimpleNamespace(macs=())),
+        policy=lambda *_: policy,
+    )
+    everything, chosen = Dataset.from_dict({"text": ["one"] * texts, "labels": labels}), []
+    for resample in range(resamples):
+        drawn = generator.integers(0, texts, rows)
+        dev = everything.select(drawn, new_fingerprint=str(resample))
+        task = Task("made-up", "single_label_classification", ("a", "b"), ("accuracy",), {"dev": dev})
+        found = calibrate(
+            classifier, task, "dev", budget, model_name="m", data_name="d", answers=answers(drawn), speeds=speeds
+        )  # fmt: skip
+        chosen.append(found["speed"])
+    broken = sum(speed == speeds[-1] for speed in chosen)
+    assert stats.binomtest(broken, resamples, LEVEL, alternative="greater").pvalue > 0.01
+    assert broken > 0 and np.mean(np.array(chosen) > 0) > 0.5
 
 
 def test_the_guarantee_holds_where_the_first_unsafe_speed_is_just_over_the_budget() -> None:
@@ -363,6 +429,51 @@ def test_the_largest_certified_speed_is_chosen(results: dict[str, Any]) -> None:
     assert "95% confidence" in verdict(results)
 
 
+def test_rows_that_stand_in_train_are_left_out(
+    classifier: AdaptiveClassifier, many: Task, results: dict[str, Any]
+) -> None:
+    dev = many.dataset("dev")
+    known = set(dev["text"][:40])
+    shared = np.array([text in known for text in dev["text"]])
+    names = {"model_name": "fast", "data_name": "topics"}
+    task = replace(many, splits={"train": dev.select(range(40)), "dev": dev})
+    found = calibrate(classifier, task, "dev", RiskBudget(most=0.1), **names)
+    others = dev.select(np.flatnonzero(~shared))
+    alone = calibrate(classifier, replace(many, splits={"dev": others}), "dev", RiskBudget(most=0.1), **names)
+    assert (found["left_out"], found["rows"]) == (shared.sum(), len(others))
+    assert (alone["left_out"], results["left_out"]) == (0, 0)
+    assert (found["curve"], found["speed"]) == (alone["curve"], alone["speed"])
+    # The rows as they were given, so that a report can tell that it shows the same.
+    assert found["data_sha256"] == results["data_sha256"]
+    assert f"{shared.sum()} rows that stand in train too were left out." in verdict(found)
+
+    answers = collect_exit_answers(classifier, task_texts(many, "dev"))
+    given = {"answers": answers, "reference_logits": answers.logits[:, -1]}
+    again = calibrate(classifier, task, "dev", RiskBudget(most=0.1), **names, **given)
+    assert [row["risk"] for row in again["curve"]] == [row["risk"] for row in alone["curve"]]
+    everything = replace(many, splits={"train": dev, "dev": dev})
+    with pytest.raises(
+        InputError, match=f"without the {len(dev)} rows that stand in train too: there are no rows"
+    ):
+        calibrate(classifier, everything, "dev", RiskBudget(most=0.1), **names)
+
+
+def test_a_speed_that_costs_more_than_it_saves_is_not_chosen(
+    classifier: AdaptiveClassifier, many: Task
+) -> None:
+    found = calibrate(
+        classifier, many, "dev", RiskBudget(most=0.1), model_name="fast", data_name="topics", speeds=[1e-6]
+    )
+    assert found["curve"][1]["accepted"] and found["curve"][1]["speedup"] < 1
+    assert found["speed"] == 0 and found["at_speed"]["speedup"] == 1
+    assert found["next"] is None
+    assert verdict(found).startswith(
+        "Speed 0, though up to speed 1e-06 the accuracy-drop is at most 0.1 with 95%"
+    )
+    assert "× the MACs of speed 0" in verdict(found)
+    assert calibration_table(found).row_count == 2
+
+
 def test_other_risks_and_modes(classifier: AdaptiveClassifier, many: Task) -> None:
     def speed(**how: Any) -> float:
         budget = RiskBudget(**{"most": 0.1} | how)
@@ -413,6 +524,10 @@ def test_the_drop_can_be_against_another_model(
 
     plain = calibrate(other, many, "dev", budget, reference=other, **names)
     assert (plain["speed"], plain["exits"], len(plain["curve"])) == (0.0, [], 1)
+    named = plain | {"reference": "teacher"}
+    assert verdict(named) == (
+        "The model as it is, without exits: the accuracy-drop against teacher is at most 0.1 with 95% confidence."
+    )
 
 
 def test_a_model_that_is_worse_than_the_reference_at_full_depth_is_not_certified(
@@ -586,3 +701,108 @@ def test_the_command_takes_the_dev_split_and_says_when_it_is_too_small(
     assert not (copied / CALIBRATION_FILE).exists()
     with pytest.raises(InputError, match="--output"):
         command("organisation/model", "--data", task_folder)
+
+
+def test_a_failed_calibration_says_which_one_stays_in_force(
+    results: dict[str, Any], copied: Path, task_folder: Path
+) -> None:
+    store(results, copied)
+    before = (copied / CALIBRATION_FILE).read_bytes()
+    with pytest.raises(InputError, match="32 rows are too few") as error:
+        command(copied, "--data", task_folder)
+    assert f"{copied / CALIBRATION_FILE} of an earlier calibration stays in force" in str(error.value)
+    assert f"speed {results['speed']:g}, found for accuracy-drop within 0.1. Delete" in str(error.value)
+    assert (copied / CALIBRATION_FILE).read_bytes() == before
+    write_json(copied / CALIBRATION_FILE, {"format": 0})
+    with pytest.raises(InputError, match=r"guarantees nothing$"):
+        command(copied, "--data", task_folder)
+
+
+def test_train_is_no_split_to_calibrate_on(copied: Path, task_folder: Path) -> None:
+    with pytest.raises(InputError, match="--split train"):
+        command(copied, "--data", task_folder, "--split", "train")
+
+
+# ---- rows held out of train ----
+
+
+@pytest.fixture
+def undivided(many: Task, tmp_path: Path) -> Path:
+    """Data of train and test, without a dev split; no text stands in it twice."""
+    rows = dict(zip(many.dataset("dev")["text"], many.dataset("dev")["labels"], strict=True))
+    lines = [f"{many.label_names[label]}\t{text}" for text, label in rows.items()]
+    folder = tmp_path / "undivided"
+    folder.mkdir()
+    for name, part in (("train", lines[:-20]), ("test", lines[-20:])):
+        (folder / f"{name}.tsv").write_text("\n".join(["label\ttext", *part]) + "\n", encoding="utf-8")
+    return folder
+
+
+def as_if_trained(run: Path, task: Task, seed: int, teacher: str | None = None) -> Path:
+    """Makes a folder the run that training on the task with this seed would have left."""
+    configuration = {"task": task.describe(), "settings": {"seed": seed, "max_length": 32}}
+    run.mkdir(exist_ok=True)
+    write_json(
+        run / "alembert.json",
+        {"configuration": configuration | ({} if teacher is None else {"teacher": teacher})},
+    )
+    return run
+
+
+def test_dev_is_what_the_run_or_its_export_held_out(
+    copied: Path, undivided: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained_on = load_task(undivided, seed=1)
+    teacher = as_if_trained(tmp_path / "teacher", trained_on, 1)
+    # The seed of the student's own training says nothing of the data, which its teacher's run divided.
+    as_if_trained(copied, trained_on, 7, str(teacher))
+    export_classifier(copied, tmp_path / "exported", precision="fp32", exits=[2])
+    for source in (copied, tmp_path / "exported"):
+        facts: Any = SimpleNamespace(facts=classifier_facts(str(copied)))
+        loaded, split = load_calibration_task(str(undivided), str(source), facts, None)
+        assert split == "dev" and loaded.fingerprint() == trained_on.fingerprint()
+        assert load_evaluation_task(str(undivided), str(source), facts, None)[1] == "test"
+    assert not caplog.records
+
+
+def test_rows_that_the_model_may_have_learned_are_refused(
+    fast: Path, copied: Path, undivided: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts: Any = SimpleNamespace(facts=classifier_facts(str(copied)))
+    ones, others = load_task(undivided, seed=1), load_task(undivided, seed=2)
+
+    def refused(source: Path) -> bool:
+        caplog.clear()
+        load_evaluation_task(str(undivided), str(source), facts, "dev")
+        warned = "may flatter" in caplog.text
+        try:
+            load_calibration_task(str(undivided), str(source), facts, None)
+        except InputError as error:
+            assert "not known to be new" in str(error) and "--split test" in str(error)
+            assert warned
+            return True
+        assert not warned
+        return False
+
+    teacher = as_if_trained(tmp_path / "teacher", ones, 1)
+    assert not refused(teacher)
+    assert refused(as_if_trained(copied, others, 2, str(teacher)))
+    assert refused(as_if_trained(copied, ones, 1, "organisation/teacher"))
+    assert refused(as_if_trained(copied, ones, 3))
+    # Cut to fewer rows, one split still tells that both were divided alike.
+    fewer = replace(ones, splits=ones.splits | {"dev": ones.dataset("dev").select(range(3))})
+    assert not refused(as_if_trained(copied, fewer, 1, str(teacher)))
+    (copied / "alembert.json").unlink()
+    assert refused(copied)
+
+
+def test_test_rows_are_taken_with_a_warning_only(
+    copied: Path, undivided: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InputError, match="undivided, test: 20 rows are too few"):
+        command(copied, "--data", undivided, "--split", "test")
+    assert "chosen on test, which therefore no longer measures" in caplog.text
+    caplog.clear()
+    with pytest.raises(InputError, match="too few"):
+        command(copied, "--data", undivided / "test.tsv")
+    assert "no longer measures" not in caplog.text

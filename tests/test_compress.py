@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from alembert import AdaptiveClassifier, InputError, Task, load_task
+from alembert import AdaptiveClassifier, InputError, Task, TrainingSettings, finetune, load_task
 from alembert.benchmarks.evaluation import task_texts
 from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, RiskBudget
 from alembert.cli import compress as compress_command
@@ -25,13 +26,20 @@ from alembert.cli.app import app
 from alembert.common.files import read_json, write_json
 from alembert.compression import compress as module
 from alembert.compression import work_trainings as trainings_module
-from alembert.compression.candidates import Certificate, certify, dominated, fewest_rows, split_confidence
+from alembert.compression.candidates import (
+    Certificate,
+    certify,
+    dominated,
+    fewest_rows,
+    split_confidence,
+    without_learned_rows,
+)
 from alembert.compression.choice import unsure
 from alembert.compression.compress import compress
 from alembert.compression.durations import format_duration, parse_duration
 from alembert.compression.plan import RECIPES, Pace, make_plan, measure_pace, reserve
 from alembert.compression.work_clock import WorkClock
-from alembert.models.loading import load_classifier, load_encoder, load_tokenizer, run_configuration
+from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.calibration_file import CalibratedSpeed
 from alembert.runtime.export import export_classifier
@@ -475,10 +483,23 @@ def test_dev_is_what_the_teacher_held_out(
 ) -> None:
     folder = write_task(tmp_path / "data")
     (folder / "dev.tsv").unlink()
-    own = run_configuration(str(teacher))["settings"]["seed"]
-    assert own != 1
-    dev = {seed: load_task(folder, seed=seed).dataset("dev")["text"] for seed in (1, own)}
-    assert list(dev[1]) != list(dev[own])
-    for source, seed in ((teacher, own), (tiny_encoder, 1)):
+    dev = {seed: list(load_task(folder, seed=seed).dataset("dev")["text"]) for seed in (1, 7)}
+    assert dev[1] != dev[7]
+    learning = TrainingSettings(epochs=0.1, max_length=32, seed=7)
+    finetune(str(tiny_encoder), load_task(folder, seed=7), tmp_path / "run", settings=learning)
+    for source, seed in ((tmp_path / "run", 7), (tiny_encoder, 1)):
         loaded = compress_command._load(str(source), str(folder), None, 1, {})
-        assert list(loaded.dataset("dev")["text"]) == list(dev[seed])
+        assert list(loaded.dataset("dev")["text"]) == dev[seed]
+    # It learned all rows of train.
+    with pytest.raises(InputError, match="has no dev split"):
+        compress_command._load(str(teacher), str(folder), None, 1, {})
+
+
+def test_rows_of_dev_that_stand_in_train_are_left_out(task: Task) -> None:
+    train, dev = task.dataset("train"), task.dataset("dev")
+    known = set(train["text"])
+    new = [row for row, text in enumerate(dev["text"]) if text not in known]
+    shared = replace(task, splits=task.splits | {"dev": concatenate_datasets([train.select(range(5)), dev])})
+    assert list(without_learned_rows(shared).dataset("dev")["text"]) == [dev["text"][row] for row in new]
+    alone = replace(task, splits={"dev": dev})
+    assert without_learned_rows(alone) is alone

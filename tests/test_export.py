@@ -25,7 +25,7 @@ from alembert.common.errors import InputError
 from alembert.models.loading import load_classifier, load_encoder
 from alembert.runtime.export import export_classifier
 from alembert.runtime.graph_optimisation import drop_unused, fix_reshapes
-from alembert.runtime.manifest import Manifest, is_exported
+from alembert.runtime.manifest import HoldOut, Manifest, is_exported
 from alembert.runtime.merged_graph import write_merged_graph
 from alembert.runtime.policies import ExitPolicy
 from alembert.runtime.quantisation import quantise_tables
@@ -89,6 +89,18 @@ class TestFolder:
         assert {path.name for path in exported.iterdir()} >= {
             "manifest.json", "README.md", "tokenizer.json", "merged.onnx", "segment-4.onnx", "exit-3.onnx"
         }  # fmt: skip
+
+    def test_the_manifest_says_what_the_run_held_out(self, teacher: Path, tmp_path: Path) -> None:
+        manifest = export_classifier(teacher, tmp_path / "out", precision="fp32")
+        splits = json.loads((teacher / "alembert.json").read_text())["configuration"]["task"]["splits"]
+        assert manifest.hold_out == HoldOut(
+            42, {name: splits[name]["sha256"] for name in ("train", "dev")}
+        ) == Manifest.read(tmp_path / "out").hold_out  # fmt: skip
+        written = json.loads((tmp_path / "out" / "manifest.json").read_text())
+        del written["hold_out"]
+        (tmp_path / "out" / "manifest.json").write_text(json.dumps(written))
+        assert Manifest.read(tmp_path / "out").hold_out is None
+        Manifest.read(tmp_path / "out").check(tmp_path / "out")
 
     def test_macs_of_the_segments_add_up_to_those_of_a_text_that_stays(
         self, fast: Path, exported: Path

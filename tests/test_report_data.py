@@ -44,9 +44,10 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, fast: Path, task: alemb
     classifier = alembert.AdaptiveClassifier.from_pretrained(folder, speed=0.0)
     budget = RiskBudget(most=0.2, confidence=0.8)
     record = calibrate(
-        classifier, task, "dev", budget, model_name="certified", data_name="topics", speeds=[0.5]
+        classifier, task, "dev", budget, model_name="certified", data_name="topics", speeds=[0.3, 0.5]
     )
-    store(record | {"speed": 0.5}, folder)
+    accepted = [row | {"accepted": True} for row in record["curve"]]
+    store(record | {"speed": 0.5, "curve": accepted}, folder)
     return folder
 
 
@@ -111,11 +112,13 @@ def test_examples_are_what_the_runtime_answers(
 def test_the_calibrated_speed_leads_and_its_guarantee_is_told(report: dict[str, Any]) -> None:
     plain, fast, certified = (model["exits"] for model in report["models"])
     assert plain is None
-    assert fast["default_from"] == "picked" and fast["calibration"] is None
+    assert fast["default_from"] == "picked" and report["models"][1]["calibration"] is None
     assert (certified["default_speed"], certified["default_from"]) == (0.5, "calibrated")
-    calibration = certified["calibration"]
+    calibration = report["models"][2]["calibration"]
     assert (calibration["max_drop"], calibration["confidence"], calibration["rows"]) == (0.2, 0.8, 32)
     assert calibration["same_rows"] is False
+    # Of the speeds below only one was tested, and the full model cannot differ from itself.
+    assert calibration["certified_speeds"] == [0.3, 0.5]
     leading = report["verdict"]
     if leading["model"] == "certified":
         assert leading["guarantee"] == calibration and leading["speed"] == 0.5
@@ -126,18 +129,17 @@ def test_the_calibrated_speed_leads_and_its_guarantee_is_told(report: dict[str, 
 def test_measured_speeds_are_exact_and_others_lie_between(report: dict[str, Any]) -> None:
     exits = report["models"][2]["exits"]
     assert {0.0, 0.5} <= set(exits["measured_speeds"])
-    by_speed = {
-        row["speed"]: row["texts_per_second"] for row in report["candidates"] if row["name"] == "certified"
-    }
-    for speed in exits["measured_speeds"]:
-        place = exits["speeds"].index(speed)
-        same_macs = [
-            rate
-            for other, rate in by_speed.items()
-            if exits["curve"]["macs"][exits["speeds"].index(other)] == exits["curve"]["macs"][place]
-        ]
-        assert any(exits["texts_per_second"][place] == pytest.approx(rate) for rate in same_macs)
+    for row in report["candidates"]:
+        if row["name"] == "certified":
+            place = exits["speeds"].index(row["speed"])
+            for key in ("texts_per_second", "ratio_to_baseline"):
+                assert exits[key][place] == row[key]
     assert all(rate > 0 for rate in exits["texts_per_second"])
+    place = next(
+        place for place, speed in enumerate(exits["speeds"]) if speed not in exits["measured_speeds"]
+    )
+    quotient = exits["texts_per_second"][place] / report["candidates"][0]["texts_per_second"]
+    assert exits["ratio_to_baseline"][place] == pytest.approx(quotient)
 
 
 def test_rates_between_and_beyond_measured_points() -> None:
@@ -217,36 +219,159 @@ def test_extra_parts_are_merged_and_a_given_benchmark_is_used(
         collect_report(sources, task, "train2")
 
 
+def offered_row(name: str, metric: float, rate: float, speed: float | None = None) -> dict[str, Any]:
+    backend = "transformers" if name == "base" else "torch"
+    return {
+        "name": name, "backend": backend, "precision": "fp32", "batching": "by length", "speed": speed,
+        "metric": metric, "metric_interval": [metric, metric], "texts_per_second": rate,
+        "ratio_to_baseline": rate / 10, "speedup": 2.0, "macs": 1e6,
+    }  # fmt: skip
+
+
+def offering_model(
+    name: str, speed: float | None = None, origin: str = "picked", calibration: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    exits = None if speed is None else {"default_speed": speed, "default_from": origin}
+    return {
+        "name": name, "source": f"runs/{name}", "exits": exits, "calibration": calibration, "metric": 0.9,
+        "metric_interval": [0.9, 0.9],
+    }  # fmt: skip
+
+
+def certificate(speed: float = 0.3, **changes: Any) -> dict[str, Any]:
+    return {
+        "mode": "certified", "risk": "accuracy-drop", "max_drop": 0.03, "confidence": 0.95, "reference": None,
+        "certified_speeds": [speed], **changes,
+    }  # fmt: skip
+
+
 def test_verdict_prefers_what_is_certified_and_names_what_beats_it() -> None:
-    def row(name: str, metric: float, rate: float, speed: float | None = None) -> dict[str, Any]:
-        backend = "transformers" if name == "base" else "torch"
-        return {
-            "name": name, "backend": backend, "precision": "fp32", "batching": "by length", "speed": speed,
-            "metric": metric, "metric_interval": [metric, metric], "texts_per_second": rate,
-            "ratio_to_baseline": rate / 10, "speedup": 2.0, "macs": 1e6,
-        }  # fmt: skip
-
-    def model(name: str, calibration: dict[str, Any] | None, origin: str) -> dict[str, Any]:
-        exits = {"default_speed": 0.3, "default_from": origin, "calibration": calibration}
-        return {"name": name, "source": name, "exits": exits if origin else None}
-
     rows = [
-        row("base", 0.9, 10),
-        row("plain", 0.9, 30),
-        row("sure", 0.88, 20, 0.3),
-        row("other", 0.895, 40, 0.3),
+        offered_row("base", 0.9, 10),
+        offered_row("plain", 0.9, 30),
+        offered_row("sure", 0.88, 20, 0.3),
+        offered_row("sure", 0.88, 25, 0.5),
+        offered_row("other", 0.895, 40, 0.3),
     ]
-    sure = {"mode": "certified", "max_drop": 0.03, "confidence": 0.95}
-    models = [model("plain", None, ""), model("sure", sure, "calibrated"), model("other", None, "picked")]
+    sure = certificate()
+    models = [
+        offering_model("plain"),
+        offering_model("sure", 0.3, "calibrated", sure),
+        offering_model("other", 0.3),
+    ]
     chosen = verdict(models, rows)
     assert (chosen["model"], chosen["ratio"], chosen["ratio_kind"]) == ("sure", 2.0, "measured")
     assert chosen["drop"] == pytest.approx(0.02) and chosen["guarantee"] is sure
-    assert [other["name"] for other in chosen["beaten_by"]] == ["plain", "other"]
-    models[1] = model("sure", sure | {"mode": "empirical"}, "calibrated")
+    # The model at another speed is neither another model nor another engine.
+    assert [(other["name"], other["speed"]) for other in chosen["beaten_by"]] == [
+        ("plain", None),
+        ("other", 0.3),
+    ]
+    empirical = certificate(mode="empirical", certified_speeds=[])
+    models[1] = offering_model("sure", 0.3, "calibrated", empirical)
     chosen = verdict(models, rows)
     assert (chosen["model"], chosen["guarantee"]) == ("other", None)
-    bad = [*rows[:1], row("plain", 0.5, 90), row("sure", 0.8, 20, 0.3), row("other", 0.7, 40, 0.3)]
+    bad = [
+        *rows[:1],
+        offered_row("plain", 0.5, 90),
+        offered_row("sure", 0.8, 20, 0.3),
+        offered_row("other", 0.7, 40, 0.3),
+    ]
     assert verdict(models, bad)["model"] == "sure"
+
+
+@pytest.mark.parametrize("changes", [{}, {"risk": "task-error", "max_drop": 0.3}])
+def test_a_certificate_against_its_own_full_model_excuses_no_loss_against_the_baseline(
+    changes: dict[str, Any],
+) -> None:
+    rows = [
+        offered_row("base", 0.9, 10),
+        offered_row("weak", 0.82, 12, 0.3),
+        offered_row("lossless", 0.9, 40, 0.3),
+    ]
+    weak = certificate(**changes)
+    models = [
+        offering_model("base"),
+        offering_model("weak", 0.3, "calibrated", weak),
+        offering_model("lossless", 0.3),
+    ]
+    assert verdict(models, rows)["model"] == "lossless"
+    kept = [*rows[:1], offered_row("weak", 0.89, 12, 0.3), rows[2]]
+    assert verdict(models, kept)["model"] == "weak"
+
+
+@pytest.mark.parametrize(
+    ("name", "speed", "reference", "against_baseline"),
+    [
+        ("base", 0.3, None, True),
+        ("other", 0.3, None, False),
+        ("other", 0.3, "base", True),
+        ("other", 0.3, "elsewhere", False),
+        ("other", 0.0, "base", True),
+        ("other", None, "base", True),
+    ],
+)
+def test_a_guarantee_holds_at_any_certified_speed_and_says_whether_it_is_against_the_baseline(
+    name: str, speed: float | None, reference: str | None, against_baseline: bool
+) -> None:
+    sure = certificate(speed or 0.0, reference=reference)
+    models = [offering_model(name, speed, "calibrated", sure)]
+    if name != "base":
+        models.insert(0, offering_model("base"))
+    rows = [offered_row("base", 0.9, 10), offered_row(name, 0.9, 40, speed) | {"backend": "onnx"}]
+    chosen = verdict(models, rows, lead=f"runs/{name}")
+    assert (chosen["guarantee"], chosen["against_baseline"]) == (sure, against_baseline)
+    assert chosen["default_from"] == "calibrated"
+    promise = {"confidence": 0.9}
+    chosen = verdict(models, rows, lead=f"runs/{name}", promise=promise)
+    assert (chosen["guarantee"], chosen["against_baseline"]) == (promise, True)
+
+
+def test_a_speed_that_was_not_tested_is_not_certified() -> None:
+    models = [offering_model("base"), offering_model("other", 0.3, "calibrated", certificate(0.5))]
+    rows = [offered_row("base", 0.9, 10), offered_row("other", 0.9, 40, 0.3)]
+    assert verdict(models, rows)["guarantee"] is None
+
+
+def test_where_nothing_met_the_aim_the_nearest_is_another_than_the_baseline() -> None:
+    models = [offering_model("base"), offering_model("far", 0.3), offering_model("near", 0.3)]
+    rows = [
+        offered_row("base", 0.9, 10),
+        offered_row("far", 0.5, 90, 0.3),
+        offered_row("near", 0.8, 20, 0.3),
+        offered_row("base", 0.9, 11) | {"backend": "torch"},
+    ]
+    assert (verdict(models, rows)["model"], verdict(models, rows)["met"]) == ("base", True)
+    chosen = verdict(models, rows, met=False)
+    assert (chosen["model"], chosen["met"]) == ("near", False)
+    assert verdict(models[:1], rows, met=False)["model"] == "base"
+
+
+def test_a_model_without_exits_is_certified_against_a_reference(
+    teacher: Path, task: alembert.Task, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(teacher, tmp_path / "student")
+    classifier, reference = (
+        alembert.AdaptiveClassifier.from_pretrained(path, speed=0.0) for path in (folder, teacher)
+    )
+    budget = RiskBudget(most=0.2, confidence=0.8)
+    names = {"model_name": "student", "data_name": "topics", "reference_name": "teacher"}
+    store(calibrate(classifier, task, "dev", budget, reference=reference, **names), folder)
+    report = collect_report([teacher, folder], task, "test", settings=QUICK, examples=1)
+    calibration = report["models"][1]["calibration"]
+    assert calibration["certified_speeds"] == [0.0] and report["models"][1]["exits"] is None
+    assert report["verdict"]["met"] is True
+    measured = {"results": report["candidates"], "machine": report["machine"], "task": report["task"]}
+    searched = collect_report(
+        [teacher, folder],
+        task,
+        "test",
+        benchmark=report["benchmark"] | measured | {"split": "test", "rows": 32},
+        extra={"compression": {"verdict": "nothing"}},
+    )
+    leading = searched["verdict"]
+    assert (leading["met"], leading["model"], leading["guarantee"]) == (False, "student", calibration)
+    assert leading["against_baseline"] is True
 
 
 def made_up(

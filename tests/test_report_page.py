@@ -50,13 +50,17 @@ def example(text: str, exit_: int) -> dict[str, Any]:
     return {"text": [text], "label": ATTACK, "exit": exit_, "answers": answers}
 
 
+def calibration_part() -> dict[str, Any]:
+    """Of speed 0.3, with 0.1 not among the speeds that were tested."""
+    return {
+        "speed": 0.3, "risk": "accuracy-drop", "max_drop": 0.01, "confidence": 0.95, "mode": "certified",
+        "per_class": False, "reference": None, "certified_speeds": [0.3], "data": "reviews", "split": "dev",
+        "rows": 1200, "same_rows": False, "at_speed": {}, "next": None, "created": None,
+    }  # fmt: skip
+
+
 def exit_part(calibrated: bool) -> dict[str, Any]:
     counts = [[0, 0, 100], [10, 5, 85], [40, 30, 30], [70, 20, 10], [95, 5, 0]]
-    calibration = {
-        "speed": 0.3, "risk": "accuracy-drop", "max_drop": 0.01, "confidence": 0.95, "mode": "certified",
-        "per_class": False, "data": "reviews", "split": "dev", "rows": 1200, "same_rows": False,
-        "at_speed": {}, "next": None, "created": None,
-    }  # fmt: skip
     return {
         "layers": LAYERS,
         "policy": {"name": "entropy", "top_k": None, "renormalise": None, "tolerance": None},
@@ -64,7 +68,6 @@ def exit_part(calibrated: bool) -> dict[str, Any]:
         "default_speed": 0.3,
         "default_from": "calibrated" if calibrated else "picked",
         "example_speed": 0.3,
-        "calibration": calibration if calibrated else None,
         "curve": {
             "metric": METRICS,
             "low": [value - 0.02 for value in METRICS],
@@ -75,6 +78,7 @@ def exit_part(calibrated: bool) -> dict[str, Any]:
             "counts": counts,
         },
         "texts_per_second": RATES,
+        "ratio_to_baseline": [rate / 10 for rate in RATES],
         "measured_speeds": [0.0, 0.3],
         "classes": {
             "labels": [ATTACK, "good"],
@@ -91,7 +95,9 @@ def exit_part(calibrated: bool) -> dict[str, Any]:
     }
 
 
-def model(name: str, exits: dict[str, Any] | None) -> dict[str, Any]:
+def model(
+    name: str, exits: dict[str, Any] | None, calibration: dict[str, Any] | None = None
+) -> dict[str, Any]:
     layers = LAYERS if exits else LAYERS[-1:]
     bins = [
         {"low": 0.4, "high": 0.6, "rows": 20, "confidence": 0.5, "accuracy": 0.4},
@@ -112,6 +118,7 @@ def model(name: str, exits: dict[str, Any] | None) -> dict[str, Any]:
             for layer in layers
         ],
         "exits": exits,
+        "calibration": calibration,
         "confusions": {
             "against": "its full model",
             "pairs": [{"label": ATTACK, "answer": "good", "count": 9, "reference_count": 4, "rows": 50}],
@@ -153,7 +160,7 @@ def model(name: str, exits: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def made_report(calibrated: bool = True) -> dict[str, Any]:
-    exits = exit_part(calibrated)
+    exits, calibration = exit_part(calibrated), calibration_part() if calibrated else None
     return {
         "format": 1,
         "alembert_version": "0.1.0",
@@ -173,15 +180,16 @@ def made_report(calibrated: bool = True) -> dict[str, Any]:
         "verdict": {
             "model": "fast", "speed": 0.3, "default_from": exits["default_from"], "metric": 0.88,
             "metric_interval": [0.86, 0.9], "drop": 0.003, "ratio": 4.08, "ratio_kind": "measured",
-            "texts_per_second": 40.0, "fewer_macs": 2.0, "guarantee": exits["calibration"],
-            "baseline": "teacher (transformers fp32)", "baseline_metric": 0.9, "beaten_by": [],
+            "texts_per_second": 40.0, "fewer_macs": 2.0, "guarantee": calibration,
+            "against_baseline": True, "met": True, "baseline": "teacher (transformers fp32)",
+            "baseline_metric": 0.9, "beaten_by": [],
         },
         "candidates": [
             row("teacher", "transformers", 0.9, 10.0),
             row("fast", "torch", 0.9, 20.0, 0.0),
             row("fast", "torch", 0.88, 40.0, 0.3),
         ],
-        "models": [model("teacher", None), model("fast", exits)],
+        "models": [model("teacher", None), model("fast", exits, calibration)],
         "compression": {
             "verdict": ATTACK,
             "candidates": [{"name": "small", "accuracy": 0.8, "dominated": True}, {"name": "big", "macs": 3}],
@@ -229,7 +237,7 @@ def test_verdict_comes_first_with_its_guarantee(html: str) -> None:
     assert wording.headline(made_report()) == headline
     assert text.index(headline, len(headline)) < text.index("All candidates")
     assert "With 95% confidence at most 1.0 points of accuracy are lost" in text
-    assert "a million texts cost 2.50 instead of 10.0 at 0.36 per machine-hour" in text
+    assert "A million texts cost 2.50 instead of 10.0 at 0.36 per machine-hour" in text
     unsure = Page(render_page(made_report(calibrated=False))).text
     assert "Nothing is guaranteed" in unsure and "95% sure" not in unsure.split("All candidates")[0]
 
@@ -251,18 +259,53 @@ def test_headlines(changes: dict[str, Any], expected: str) -> None:
 
 def test_guarantees_in_words() -> None:
     report = made_report()
+    report["verdict"]["against_baseline"] = False
+    assert wording.headline(report).endswith("95% sure of at most 1.0 below its own full model")
+    report["verdict"]["guarantee"]["reference"] = "other"
+    assert wording.headline(report).endswith("95% sure of at most 1.0 below other")
     report["verdict"]["guarantee"] |= {"risk": "disagreement", "per_class": True, "same_rows": True}
+    assert wording.headline(report).endswith("95% sure of at most 1.0% of answers other than those of other")
+    report["verdict"]["against_baseline"] = True
     assert wording.headline(report).endswith("95% sure of ≤ 1.0% changed answers")
     said = wording.guarantee_sentence(report)
     assert "of every class differ" in said and "rows of this report" in said
     for speed, origin, expected in (
         (None, None, "without exits"),
+        (None, "calibrated", "empirical"),
         (0.3, "own", "a setting of the model"),
-        (0.0, "calibrated", "no speed above 0"),
+        (0.0, "calibrated", "no speed above 0 that saves work"),
         (0.3, "calibrated", "empirical"),
     ):
         report["verdict"] |= {"guarantee": None, "speed": speed, "default_from": origin}
         assert expected in wording.guarantee_sentence(report)
+
+
+def test_a_faster_candidate_is_named_with_its_speed() -> None:
+    report = made_report()
+    report["verdict"]["beaten_by"] = [row("other", "onnx", 0.89, 60.0, 0.5)]
+    assert "other at speed 0.5 run by Alembert, ONNX Runtime, fp32 is faster still" in markdown(report, {})
+
+
+def test_page_of_a_search_that_met_nothing_says_so_and_shows_the_nearest() -> None:
+    report = made_report(calibrated=False)
+    report["verdict"]["met"] = False
+    report["compression"]["verdict"] = "Nothing is 100 times as fast; nearest is fast"
+    html = render_page(report)
+    heading = re.search(r"<h1.*?</h1>", html)
+    assert (
+        heading is not None and "cheaper" not in heading.group() and "Nothing met the aim" in heading.group()
+    )
+    text = Page(html).text
+    for said in (
+        "Nothing is 100 times as fast; nearest is fast.",
+        "Measured here, fast at speed 0.3 reaches 88.0",
+        "A million texts",
+    ):
+        assert said in text.partition("All candidates")[0] and said in markdown(report, {})
+    # Where the search had nothing to measure, the baseline is not put against itself.
+    report["verdict"]["model"] = "teacher"
+    text = Page(render_page(report)).text.partition("All candidates")[0]
+    assert "nearest is fast" in text and "reaches" not in text and "A million texts" not in text
 
 
 def test_nothing_in_the_page_comes_from_outside(html: str) -> None:
@@ -336,16 +379,26 @@ def test_markdown_and_pictures(tmp_path: Path) -> None:
     report = made_report()
     for one in report["models"]:
         one["source"] = str(tmp_path)
-    report["models"][0]["run"]["transport"] = []
-    written = write_report(copy.deepcopy(report), tmp_path)
-    assert sorted(written) == sorted(path.name for path in tmp_path.iterdir())
+    flow = {"flow": [[1.0]], "student_weights": [1.0], "teacher_weights": [1.0]}
+    log = [{"loss": 1.0, "step": 1, "snapshot": {"hidden": flow}}]
+    for step in ("1-bert-emd", "2-bert-emd"):
+        (tmp_path / "steps" / step).mkdir(parents=True)
+        (tmp_path / "steps" / step / "trainer_state.json").write_text(
+            json.dumps({"task": {"log_history": log}})
+        )
+    folder = tmp_path / "report"
+    folder.mkdir()
+    written = write_report(copy.deepcopy(report), folder)
+    assert {f"transport-fast-{step}-bert-emd.png" for step in (1, 2)} <= set(written)
+    assert (folder / "report.md").read_text().count("](transport-fast-") == 2
+    assert sorted(written) == sorted(path.name for path in folder.iterdir())
     for name in written:
         if name.endswith(".png"):
-            assert imread(tmp_path / name).std() > 0.01, name
+            assert imread(folder / name).std() > 0.01, name
     text = markdown(report, {"candidates": "candidates.png"})
     assert text.startswith("# 4.1× cheaper at −0.3 points, 95% sure of ≤ 1.0\n")
     assert "![candidates](candidates.png)" in text
-    assert "| 0.3 (calibrated) | 88.0 | −2.0 | 40 | 2.50 | 2.00× | 3.0% | 70.0% |" in text
+    assert "| 0.3 (certified) | 88.0 | −2.0 | 40 | 2.50 | 2.00× | 3.0% | 70.0% |" in text
     assert "| 0.5 | 80.0 | −10.0 | 50 est. | 2.00 | 2.50× | 12.0% | 90.0% |" in text
     assert "<" not in text.replace("\\<", "") and "\\<script\\>" in text
     assert escaped("a|b\n![x](y)") == r"a\|b \!\[x\](y)"
@@ -434,11 +487,15 @@ class Visit:
         return str(self.page.text_content(f"#{name}"))
 
 
-@pytest.fixture
-def page_file(tmp_path: Path, html: str) -> Path:
-    path = tmp_path / "report.html"
-    path.write_text(html, encoding="utf-8")
+def written_page(report: dict[str, Any], folder: Path) -> Path:
+    path = folder / "report.html"
+    path.write_text(render_page(report), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def page_file(tmp_path: Path) -> Path:
+    return written_page(made_report(), tmp_path)
 
 
 def test_slider_moves_the_figures(browser: Any, page_file: Path) -> None:
@@ -449,7 +506,7 @@ def test_slider_moves_the_figures(browser: Any, page_file: Path) -> None:
         "40",
     )
     assert visit.text("figure-cost") == "2.50" and "measured" in visit.text("figure-rate-sub")
-    assert visit.text("speed-status") == "95% sure: ≤ 1.0 points lost"
+    assert visit.text("speed-status") == "95% sure: ≤ 1.0 points below its own full model"
     visit.page.focus("#slider")
     visit.page.keyboard.press("ArrowRight")
     assert (visit.text("speed-value"), visit.text("figure-metric"), visit.text("figure-rate")) == (
@@ -458,15 +515,22 @@ def test_slider_moves_the_figures(browser: Any, page_file: Path) -> None:
         "50",
     )
     assert visit.text("figure-cost") == "2.00" and "estimated" in visit.text("figure-rate-sub")
-    assert "no guarantee" in visit.text("speed-status")
+    assert visit.text("speed-status") == "faster than certified: no guarantee"
     assert "90% leave early" in visit.text("exit-bars")
     width = visit.page.locator("#exit-bars .bar").first.locator("span").first.evaluate("e => e.style.width")
     assert width == "70%"
     visit.page.fill("#price", "3.6")
     assert visit.text("figure-cost") == "20.0"
-    assert visit.page.locator("[data-rate]").first.text_content() == "100"
+    assert visit.page.locator("#trade [data-rate]").first.text_content() == "100"
+    assert "cost 25.0 instead of 100 at 3.6 per" in visit.text("verdict")
+    visit.page.hover("#trade-chart .point >> nth=2")
+    assert "25.0 per million" in visit.text("tip")
     visit.page.click("#to-full")
     assert (visit.text("speed-value"), visit.text("figure-metric")) == ("0", "90.0")
+    assert visit.text("speed-status") == "the full model itself"
+    visit.page.focus("#slider")
+    visit.page.keyboard.press("ArrowRight")
+    assert visit.text("speed-status") == "not among the speeds tested: no guarantee"
     visit.page.click("#to-default")
     assert visit.text("speed-value") == "0.3"
     assert visit.complaints == [] and visit.requests == [page_file.as_uri()]
@@ -488,6 +552,82 @@ def test_details_by_pointer_and_by_keys(browser: Any, page_file: Path) -> None:
     visit.page.select_option("#model", "1")
     assert visit.page.is_visible("#speed") and visit.page.locator("#uncertainty svg").count() == 2
     assert visit.complaints == []
+
+
+def test_charts_of_speeds_and_training_answer_to_keys(browser: Any, page_file: Path) -> None:
+    visit = Visit(browser, page_file, reduced_motion="reduce")
+
+    def focus(chart: str) -> None:
+        visit.page.focus(chart)
+        # Scrolling hides details, and is told of a frame later.
+        visit.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    for chart in ("curve-chart", "shares-chart"):
+        focus(f"#{chart} svg")
+        visit.page.keyboard.press("Home")
+        visit.page.keyboard.press("ArrowRight")
+        assert visit.text("speed-value") == "0.1" and visit.text("tip").startswith("speed 0.1")
+        visit.page.keyboard.press("Escape")
+        assert not visit.page.is_visible("#tip")
+    focus("[data-training='1'] svg >> nth=0")
+    visit.page.keyboard.press("End")
+    assert visit.text("tip") == "lossstep 20: 0.5" and visit.page.is_visible("#tip")
+    assert visit.complaints == []
+
+
+def test_slider_gives_the_ratio_that_was_measured(browser: Any, tmp_path: Path) -> None:
+    report = made_report()
+    report["models"][1]["exits"]["ratio_to_baseline"][2] = 41.3
+    visit = Visit(browser, written_page(report, tmp_path))
+    assert visit.text("figure-rate-sub") == "measured, 41.3× the baseline"
+
+
+def test_only_certified_speeds_look_so(browser: Any, tmp_path: Path) -> None:
+    report = made_report()
+    calibration = report["models"][1]["calibration"]
+    calibration |= {"reference": "teacher", "certified_speeds": [0.0, 0.3]}
+    visit = Visit(browser, written_page(report, tmp_path))
+    assert visit.page.locator("#curve-chart .certified").count() == 2
+    assert visit.page.text_content("#default-mark.certified") == "certified"
+    visit.page.click("#to-full")
+    assert visit.text("speed-status") == "95% sure: ≤ 1.0 points below teacher"
+    calibration |= {"mode": "empirical", "certified_speeds": []}
+    visit = Visit(browser, written_page(report, tmp_path))
+    assert visit.page.locator("#curve-chart .certified").count() == 0
+    assert visit.page.text_content("#default-mark:not(.certified)") == "empirical"
+    assert visit.text("to-default") == "empirical (0.3)"
+    assert visit.text("speed-status") == "no guarantee"
+    assert "| 0.3 (empirical) |" in markdown(report, {})
+
+
+def test_links_lead_to_what_is_shown(browser: Any, tmp_path: Path) -> None:
+    report = made_report()
+    report["verdict"] |= {"model": "teacher", "speed": None}
+    visit = Visit(browser, written_page(report, tmp_path))
+    for shown in (False, True):
+        for link in visit.page.locator("nav a").all():
+            assert link.is_visible() == visit.page.is_visible(str(link.get_attribute("href")))
+        assert visit.page.is_visible("nav a[href='#speed']") == shown
+        visit.page.select_option("#model", "1")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.832, 0.842, ["83.25", "83.50", "83.75", "84.00", "84.25"]),
+        (0.5, 0.9, ["50", "60", "70", "80", "90"]),
+    ],
+)
+def test_ticks_are_exact(browser: Any, tmp_path: Path, low: float, high: float, expected: list[str]) -> None:
+    report = made_report()
+    for one, metric in zip(report["candidates"], (high, low, low), strict=True):
+        one["metric"] = metric
+    visit = Visit(browser, written_page(report, tmp_path))
+    texts = visit.page.locator("#trade-chart svg > text[text-anchor=end]").all_text_contents()
+    assert texts[: len(expected)] == expected
+    ticks = [[12.25, 12.5, 12.75], [0, 250000, 500000], [1.25e9, 1.5e9]]
+    shown = visit.page.evaluate("all => all.map(ticks => Charts.tickTexts(ticks, {}))", ticks)
+    assert shown == [["12.25", "12.50", "12.75"], ["0", "250,000", "500,000"], ["1.25 G", "1.50 G"]]
 
 
 def test_themes(browser: Any, page_file: Path) -> None:
@@ -518,9 +658,9 @@ def test_page_without_scripts_still_tells_the_verdict(browser: Any, page_file: P
 
 
 def test_page_of_a_plain_model(browser: Any, tmp_path: Path) -> None:
-    path = tmp_path / "plain.html"
-    path.write_text(render_page(plain_report()), encoding="utf-8")
-    visit = Visit(browser, path)
+    visit = Visit(browser, written_page(plain_report(), tmp_path))
     assert visit.page.locator("#trade-chart .point").count() == 3
     assert visit.page.is_visible("[data-lacks=reliability]")
+    visit.page.fill("#price", "3.6")
+    assert "instead of 100 at 3.6 per" in visit.text("verdict")
     assert visit.complaints == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from alembert.benchmarks.risk_control import (
 from alembert.common.errors import InputError
 from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task, rows_sha256
+from alembert.data.validation import rows_not_in_train
 from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.runtime.calibration_file import CALIBRATION_FILE, model_files_fingerprint, write_calibration
 from alembert.runtime.policies import MULTI_LABEL, REGRESSION, check_speed
@@ -78,9 +80,11 @@ def calibrate(
     Every exit is run once over all rows; each speed's exits are replayed. Speeds are tested from small to large until
     one cannot be certified (see `alembert.benchmarks.risk_control`). Speed 0 is the full model, whose drop and
     disagreement are 0 by definition. In "empirical" mode the test is whether the risk seen is within the budget.
+    Where the largest speed costs more than speed 0, 0 is chosen.
 
     The guarantee is for texts drawn as the rows were, independently of each other and of everything that was
-    learned or chosen before: rows that the model was trained or selected on do not count.
+    learned or chosen before: rows that the model was trained or selected on do not count. Rows that stand in the
+    task's train split too are left out.
 
     Args:
         classifier: model, tokenizer, exits in use.
@@ -117,9 +121,17 @@ def calibrate(
     elif not tested_speeds:
         raise InputError("no speeds to test: give at least one above 0")
     chosen = classifier.policy(policy, top_k, renormalise)
-    labels = np.asarray(task.dataset(split)["labels"])
+    given, where = task.dataset(split), f"{data_name}, {split}"
+    kept = rows_not_in_train(task.splits, split)
+    left_out = given.num_rows - len(kept)
+    if left_out:
+        where = f"{where} without the {left_out} rows that stand in train too"
+        task = replace(task, splits=task.splits | {split: given.select(kept)})
+        answers = None if answers is None else _answers_to(kept, answers)
+        reference_logits = None if reference_logits is None else reference_logits[kept]
+    labels = np.asarray(task.dataset(split)["labels"][:])
     groups = _groups(labels, task, budget)
-    _check_sizes(groups, budget, task, f"{data_name}, {split}")
+    _check_sizes(groups, budget, task, where)
 
     notify = progress or (lambda *_: None)
     if answers is None:
@@ -140,13 +152,13 @@ def calibrate(
         needed = test.rows_needed(0.0) if budget.mode == CERTIFIED else None
         more = "" if needed is None else f", give more rows (about {needed:,})"
         raise NothingCertifiedError(
-            f"{data_name}, {split}: the full model itself cannot be shown to keep to {budget.most:g}: its "
+            f"{where}: the full model itself cannot be shown to keep to {budget.most:g}: its "
             f"{'worst ' if budget.per_class else ''}{budget.risk} is {test.risk(0.0):.4f} here. "
             f"Allow more (--max-drop){more}{own}",
             test.risk(0.0),
             needed,
         )
-    speed = order[passed - 1] if passed else 0.0
+    largest = order[passed - 1] if passed else 0.0
 
     curve_speeds = [0.0, *tested_speeds]
     p_of_speed = dict(zip(order, values, strict=False)) if budget.mode == CERTIFIED else {}
@@ -154,7 +166,7 @@ def calibrate(
     curve = [
         {
             "speed": at,
-            "accepted": at <= speed,
+            "accepted": at <= largest,
             "p_value": p_of_speed.get(at),
             "risk": test.risk(at),
             "rows_needed": test.rows_needed(at),
@@ -162,7 +174,11 @@ def calibrate(
         }
         for at in curve_speeds
     ]
-    at_speed, full = curve[curve_speeds.index(speed)], curve[0]
+    at_speed, full = curve[curve_speeds.index(largest)], curve[0]
+    if at_speed["speedup"] is not None and at_speed["speedup"] < 1:
+        # So few texts leave that the exits cost more than they save, and smaller speeds let even fewer leave.
+        at_speed = full
+    speed = at_speed["speed"]
     return {
         "alembert_version": version("alembert"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -184,13 +200,14 @@ def calibrate(
         "data": data_name,
         "split": split,
         "rows": len(labels),
-        "data_sha256": rows_sha256(task.dataset(split)),
+        "left_out": left_out,
+        "data_sha256": rows_sha256(given),
         "task": {
             "problem_type": task.problem_type, "metric": task.main_metric, "num_labels": task.num_labels
         },
         "full_model": {"metric": full["metric"], "macs": full["macs"]},
         "at_speed": {name: at_speed[name] for name in ("risk", "changed", "metric", "macs", "speedup")},
-        "next": _next(curve, curve_speeds, speed),
+        "next": _next(curve, curve_speeds, largest),
         "classes": test.classes(speed) if budget.per_class else None,
         "curve": curve,
     }  # fmt: skip
@@ -222,7 +239,7 @@ def rows_to_certify(
     A speed is certified after all below it, 0 included, so these belong among `speeds`. Other arguments are those of
     `calibrate`. None where a risk seen is not below the budget.
     """
-    labels = np.asarray(task.dataset(split)["labels"])
+    labels = np.asarray(task.dataset(split)["labels"][:])
     replayed = ReplayedExits(answers, classifier.policy(), labels, reference_logits)
     groups = _groups(labels, task, budget)
     test = _RiskTest(replayed, groups, budget, budget.loss_kind(task.problem_type))
@@ -242,6 +259,17 @@ def store(results: dict[str, Any], model: str | Path, path: str | Path | None = 
     path = Path(model) / CALIBRATION_FILE if path is None else Path(path)
     write_calibration(path, results | {"model_files": model_files_fingerprint(model)})
     return path
+
+
+def _answers_to(rows: Array, answers: ExitAnswers) -> ExitAnswers:
+    """The answers to the texts at some positions (rows,)."""
+    learned = answers.learned_uncertainties
+    return replace(
+        answers,
+        logits=answers.logits[rows],
+        learned_uncertainties=None if learned is None else learned[rows],
+        lengths=answers.lengths[rows],
+    )
 
 
 def _groups(labels: Array, task: Task, budget: RiskBudget) -> dict[str, Array]:
@@ -267,8 +295,8 @@ def _check_sizes(groups: dict[str, Array], budget: RiskBudget, task: Task, where
         more = f" allow {least:g} or more (--max-drop)," if least < 1 else ""
         raise InputError(
             f"{where}: {rows} rows{whose} are too few: even if no early answer were wrong, it takes {needed} to "
-            f"be {budget.confidence:.4g} sure of a {budget.risk} of at most {budget.most:g}, and about ten times as "
-            f"many for a good speed. Give more rows,{more} ask for "
+            f"be {budget.confidence:.4g} sure that the {budget.risk} is at most {budget.most:g}, and about ten times "
+            f"as many for a good speed. Give more rows,{more} ask for "
             "less confidence, or take --mode empirical, which guarantees nothing"
         )
 
@@ -341,9 +369,9 @@ def _measured(
     }
 
 
-def _next(curve: list[dict[str, Any]], speeds: list[float], speed: float) -> dict[str, Any] | None:
+def _next(curve: list[dict[str, Any]], speeds: list[float], largest: float) -> dict[str, Any] | None:
     """The first speed that was not accepted, and what it would take; None where all were."""
-    index = speeds.index(speed) + 1
+    index = speeds.index(largest) + 1
     if index == len(speeds):
         return None
     return {name: curve[index][name] for name in ("speed", "risk", "p_value", "speedup", "rows_needed")}

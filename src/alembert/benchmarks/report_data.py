@@ -62,7 +62,7 @@ def collect_report(
         batch_tokens: rows × longest row of a batch, where exits are run; None = the classifier's default.
         title: of the page; the data set's name and split unless given.
         lead, promise: as in `verdict`, where the model was chosen elsewhere.
-        extra: further parts, merged over the others.
+        extra: further parts, merged over the others. A "compression" without a `lead` found nothing that met its aim.
         progress: called with a description, steps done and steps in all.
 
     Returns:
@@ -93,11 +93,12 @@ def collect_report(
             sources, task, split, data_name=task.name, settings=chosen, progress=progress
         )
     rows = _candidates(benchmark["results"])
+    met = lead is not None or "compression" not in (extra or {})
     parts = []
     for model, record in zip(models, records, strict=True):
         if model.part["exits"] is None and model is not models[0]:
             model.part["confusions"] = confusions_against(model, models[0], task, split)
-        _add_rates(model, benchmark["results"])
+        _add_rates(model, rows)
         parts.append(model.part | {"run": record})
     return {
         "format": FORMAT,
@@ -116,7 +117,7 @@ def collect_report(
                 for key, value in benchmark["settings"].items()
             },
         },
-        "verdict": verdict(parts, rows, lead, promise),
+        "verdict": verdict(parts, rows, lead, promise, met),
         "candidates": rows,
         "models": parts,
         "compression": None,
@@ -190,8 +191,19 @@ def _add_rates(model: ReportedModel, rows: Sequence[Mapping[str, Any]]) -> None:
     if exits is None:
         return
     points = measured_rates(rows, model.source)
+    estimated = estimated_rates(points, exits["curve"]["macs"])
     exits["measured_speeds"] = [row["speed"] for row in points]
-    exits["texts_per_second"] = estimated_rates(points, exits["curve"]["macs"])
+    if estimated is None:
+        return
+    # A timed speed keeps its own figures: speeds of the same MACs share an estimate, and a quotient of medians is not
+    # the median of the rounds' quotients.
+    timed, baseline = {row["speed"]: row for row in points}, rows[0]["texts_per_second"]
+    ratios = [rate / baseline if rate and baseline else None for rate in estimated]
+    for key, values in (("texts_per_second", estimated), ("ratio_to_baseline", ratios)):
+        exits[key] = [
+            timed[speed][key] if speed in timed else value
+            for speed, value in zip(exits["speeds"], values, strict=True)
+        ]
 
 
 def _task_facts(task: Task, split: str) -> dict[str, Any]:

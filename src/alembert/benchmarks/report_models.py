@@ -21,6 +21,7 @@ from alembert.benchmarks.report_exits import (
     speed_curve,
     uncertainty_histograms,
 )
+from alembert.benchmarks.risk_budget import ACCURACY_DROP, CERTIFIED, DISAGREEMENT
 from alembert.data.metrics import bootstrap_interval, compute_metrics
 from alembert.data.task import Task, rows_sha256
 from alembert.runtime.adaptive import AdaptiveClassifier
@@ -38,6 +39,8 @@ _CALIBRATION_KEYS = (
     *("speed", "risk", "max_drop", "confidence", "mode", "per_class", "reference", "data", "split", "rows"),
     *("at_speed", "next", "created"),
 )
+_OWN_RISKS = (ACCURACY_DROP, DISAGREEMENT)
+"""Those that are 0 by definition where a full model is compared with itself."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def report_model(
     )
     answers = _in_task_order(answers, classifier.label_names, task.label_names)
     own = ExitAnswersOfTask(answers, task, labels)
+    calibrated = _calibration(source, classifier)
     part: dict[str, Any] = {
         "name": name,
         "source": source,
@@ -80,20 +84,21 @@ def report_model(
         "parameters": _parameters(classifier),
         "max_length": classifier.max_length,
         **_full_model(own),
+        "calibration": None if calibrated is None else _calibration_facts(calibrated, task, split),
         "reliability": reliability(own),
         "exits": None,
         "confusions": None,
     }
     has_exits = len(classifier.exit_layers) > 1
     if has_exits:
-        part["exits"] = _exits(classifier, source, own, texts, task, split, each, name, progress)
+        part["exits"] = _exits(classifier, calibrated, own, texts, each, name, progress)
         chosen = ReplayedExits(answers, classifier.policy(), labels).taken(part["exits"]["example_speed"])
         early = own.decisions[np.arange(own.rows), chosen]
         part["confusions"] = {
             "against": "its full model",
             "pairs": confusions(task, labels, early, own.decisions[:, -1]),
         }
-    free = not has_exits or _free_speeds(source, classifier)
+    free = not has_exits or calibrated is None or _same_without_calibration(source, classifier)
     return ReportedModel(source, part, own.decisions[:, -1], free)
 
 
@@ -110,16 +115,14 @@ def confusions_against(
 
 def _exits(
     classifier: AdaptiveClassifier,
-    source: str,
+    calibrated: CalibratedSpeed | None,
     own: ExitAnswersOfTask,
     texts: Sequence[Any],
-    task: Task,
-    split: str,
     each: int,
     name: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    policy, calibrated = classifier.policy(), _calibration(source, classifier)
+    policy = classifier.policy()
     replayed = ReplayedExits(own.answers, policy, own.labels)
     speeds = sorted({0.0, *SPEEDS, classifier.speed})
     curve = speed_curve(
@@ -138,9 +141,9 @@ def _exits(
         "default_speed": default,
         "default_from": origin,
         "example_speed": shown,
-        "calibration": None if calibrated is None else _calibration_facts(calibrated, task, split),
         "curve": curve,
         "texts_per_second": None,
+        "ratio_to_baseline": None,
         "measured_speeds": [],
         "classes": class_curve(own, [replayed.taken(speed) for speed in speeds]),
         "uncertainty": uncertainty_histograms(own, replayed),
@@ -165,7 +168,19 @@ def _calibration(source: str, classifier: AdaptiveClassifier) -> CalibratedSpeed
 def _calibration_facts(calibrated: CalibratedSpeed, task: Task, split: str) -> dict[str, Any]:
     record = calibrated.record
     facts = {key: record.get(key) for key in _CALIBRATION_KEYS}
-    return facts | {"same_rows": record.get("data_sha256") == rows_sha256(task.dataset(split))}
+    return facts | {
+        "certified_speeds": _certified_speeds(record),
+        "same_rows": record.get("data_sha256") == rows_sha256(task.dataset(split)),
+    }
+
+
+def _certified_speeds(record: Mapping[str, Any]) -> list[float]:
+    """The speeds that were tested and accepted; 0 is one where the full model was held against something else."""
+    if record.get("mode") != CERTIFIED:
+        return []
+    accepted = [float(row["speed"]) for row in record.get("curve", ()) if row["accepted"]]
+    untested = record.get("reference") is None and record.get("risk") in _OWN_RISKS
+    return [speed for speed in accepted if speed > 0 or not untested]
 
 
 def _default_speed(
@@ -208,10 +223,7 @@ def _in_task_order(answers: ExitAnswers, names: Sequence[str], wanted: Sequence[
     return dataclasses.replace(answers, logits=np.ascontiguousarray(answers.logits[..., order]))
 
 
-def _free_speeds(source: str, classifier: AdaptiveClassifier) -> bool:
-    calibrated = _calibration(source, classifier)
-    if calibrated is None:
-        return True
+def _same_without_calibration(source: str, classifier: AdaptiveClassifier) -> bool:
     plain = AdaptiveClassifier.from_pretrained(source, speed=0.0)
     return (plain.policy(), plain.exit_layers, plain.max_length) == (
         classifier.policy(),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from alembert.benchmarks.report_models import CALIBRATED, TOLERATED_DROP
-from alembert.benchmarks.report_rates import is_of, measured_rates
-from alembert.benchmarks.risk_budget import CERTIFIED
+from alembert.benchmarks.report_rates import engine_of, is_of, measured_rates
+from alembert.benchmarks.risk_budget import TASK_ERROR
 
 MEASURED, ESTIMATED = "measured", "estimated"
+_ROUNDING = 1e-9
 
 
 def verdict(
@@ -17,77 +19,107 @@ def verdict(
     rows: Sequence[Mapping[str, Any]],
     lead: str | None = None,
     promise: Mapping[str, Any] | None = None,
+    met: bool = True,
 ) -> dict[str, Any]:
     """The offer to put first, against the baseline, which is the benchmark's first row.
 
-    Every given model makes one offer: itself, at its default speed where it has exits. Of those that save time at a
-    certified speed the fastest is taken; else the fastest that loses at most a point of the baseline's metric; else the
-    one that loses least.
+    Every given model makes one offer: itself, at its default speed where it has exits. Of those that are certified,
+    save time and lose no more of the baseline's metric than was promised the fastest is taken; else the fastest that
+    loses at most a point of it; else the one that loses least.
 
     Args:
-        models: the report's "models".
+        models: the report's "models"; the first is the baseline's.
         rows: the report's "candidates".
         lead: source of the model to put first, chosen elsewhere.
-        promise: what is guaranteed of that model, in place of its own calibration's facts.
+        promise: what is guaranteed of that model against the baseline, in place of its own calibration's facts.
+        met: False where a search found nothing that met its aim: then the baseline itself is offered only if nothing
+            else is there.
 
     Returns:
-        The chosen offer: "model", "speed" (None without exits), "default_from", "metric", "metric_interval", "drop"
-        (baseline's metric less this one), "ratio" (texts per second over the baseline's), "ratio_kind" ("measured",
-        "estimated" or None), "texts_per_second", "fewer_macs" (times) and "guarantee" (None, or the calibration's facts
-        where it is certified); "baseline" and "baseline_metric"; and "beaten_by", names and engines of candidates of
-        other models or engines that were measured both faster and no worse.
+        The chosen offer: "model", "speed" (None without exits), "default_from" (None without exits or calibration),
+        "metric", "metric_interval", "drop" (baseline's metric less this one), "ratio" (texts per second over the
+        baseline's), "ratio_kind" ("measured", "estimated" or None), "texts_per_second", "fewer_macs" (times),
+        "guarantee" (None, or the calibration's facts where it is certified) and "against_baseline" (whether the
+        guarantee compares with the baseline's model); "baseline" and "baseline_metric"; "met"; and "beaten_by", names,
+        engines and speeds of candidates of other models or engines that were measured both faster and no worse.
     """
-    offers = [_offer(model, rows) for model in models]
-    baseline = rows[0]
-    certified = [o for o in offers if o["guarantee"] is not None and (_ratio(o) > 1)]
-    close = [offer for offer in offers if offer["drop"] <= TOLERATED_DROP]
+    offers = [_offer(model, rows, models[0]) for model in models]
     if lead is not None:
         chosen = next(o for o, model in zip(offers, models, strict=True) if model["source"] == lead)
-        chosen |= {"guarantee": promise or chosen["guarantee"]}
-    elif certified:
-        chosen = max(certified, key=_ratio)
-    elif close:
-        chosen = max(close, key=_ratio)
+        if promise is not None:
+            chosen |= {"guarantee": promise, "against_baseline": True}
     else:
-        chosen = min(offers, key=lambda offer: offer["drop"])
+        chosen = _best(offers if met else offers[1:] or offers)
+    source = next(model["source"] for model in models if model["name"] == chosen["model"])
+    baseline = rows[0]
     return chosen | {
         "baseline": f"{baseline['name']} ({baseline['backend']} {baseline['precision']})",
         "baseline_metric": baseline["metric"],
-        "beaten_by": _better(chosen, rows),
+        "met": met,
+        "beaten_by": _better(chosen, source, rows),
     }
 
 
-def _better(chosen: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    rate = chosen["texts_per_second"]
+def _best(offers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    certified = [offer for offer in offers if offer["guarantee"] and _ratio(offer) > 1]
+    kept = [offer for offer in certified if _loses_at_most(offer, _promised_drop(offer["guarantee"]))]
+    fitting = kept or [offer for offer in offers if _loses_at_most(offer, TOLERATED_DROP)]
+    return max(fitting, key=_ratio) if fitting else min(offers, key=lambda offer: float(offer["drop"]))
+
+
+def _loses_at_most(offer: Mapping[str, Any], most: float) -> bool:
+    return bool(offer["drop"] <= most + _ROUNDING)
+
+
+def _promised_drop(guarantee: Mapping[str, Any]) -> float:
+    """What may be lost under a guarantee; one of errors says nothing of that."""
+    return TOLERATED_DROP if guarantee.get("risk") == TASK_ERROR else float(guarantee["max_drop"])
+
+
+def _better(
+    chosen: Mapping[str, Any], source: str, rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    rate, own = chosen["texts_per_second"], _own_rows(source, rows)
+    keys = ("name", "backend", "precision", "batching", "speed", "metric", "texts_per_second")
     return [
-        {key: row[key] for key in ("name", "backend", "precision", "batching", "metric", "texts_per_second")}
+        {key: row[key] for key in keys}
         for row in rows
         if rate and (row["texts_per_second"] or 0) > rate and row["metric"] >= chosen["metric"]
+        if not own or engine_of(row) != engine_of(own[0])
     ]
+
+
+def _own_rows(source: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a model as Alembert runs it."""
+    return [row for row in rows if is_of(row, source) and row["backend"] in ("torch", "onnx")]
 
 
 def _ratio(offer: Mapping[str, Any]) -> float:
     return float(offer["ratio"] or 0.0)
 
 
-def _offer(model: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    exits, baseline = model["exits"], rows[0]
+def _offer(
+    model: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]
+) -> dict[str, Any]:
+    exits, calibration, baseline = model["exits"], model["calibration"], rows[0]
     speed = None if exits is None else exits["default_speed"]
-    own = [row for row in rows if is_of(row, model["source"]) and row["backend"] in ("torch", "onnx")]
+    own = _own_rows(model["source"], rows)
     if exits is not None:
         engine = measured_rates(rows, model["source"])
         own = [row for row in (engine or own) if row["speed"] == speed]
     row = own[0] if own else None
+    origin = exits["default_from"] if exits is not None else CALIBRATED if calibration is not None else None
     offer: dict[str, Any] = {
         "model": model["name"],
         "speed": speed,
-        "default_from": None if exits is None else exits["default_from"],
+        "default_from": origin,
         "guarantee": None,
+        "against_baseline": False,
     }
-    if exits is not None:
-        calibration = exits["calibration"]
-        if exits["default_from"] == CALIBRATED and calibration["mode"] == CERTIFIED and speed:
-            offer["guarantee"] = calibration
+    if origin == CALIBRATED and (speed or 0.0) in calibration["certified_speeds"]:
+        reference = calibration["reference"]
+        against = model is first if reference is None else reference == Path(first["source"]).name
+        offer |= {"guarantee": calibration, "against_baseline": against}
     if row is not None:
         return offer | {
             "metric": row["metric"],
@@ -118,15 +150,14 @@ def _replayed(
             **unknown,
         }
     place, curve = exits["speeds"].index(speed), exits["curve"]
-    rate = exits["texts_per_second"][place] if exits["texts_per_second"] else None
-    known = rate is not None and baseline["texts_per_second"]
+    rate, ratio = (exits[key] and exits[key][place] for key in ("texts_per_second", "ratio_to_baseline"))
     macs = curve["macs"][place]
     return {
         "metric": curve["metric"][place],
         "metric_interval": [curve["low"][place], curve["high"][place]],
         "drop": baseline["metric"] - curve["metric"][place],
-        "ratio": rate / baseline["texts_per_second"] if known else None,
-        "ratio_kind": ESTIMATED if known else None,
+        "ratio": ratio,
+        "ratio_kind": None if ratio is None else ESTIMATED,
         "texts_per_second": rate,
         "fewer_macs": baseline["macs"] / macs if macs and baseline["macs"] else None,
     }

@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 
 _NUISANCE_SHARE = 0.01
 """Part of the level that `paired_p_value` spends on the confidence interval of the share of changed answers."""
-_GRID = 17
+_GRIDS = (65, 17)
 """Shares at which `paired_p_value` looks for the largest probability, and again between the best one's neighbours."""
 _NEGLIGIBLE = 1e-13
 """Chances below this count in full, which errs on the safe side, rather than being worked out."""
@@ -121,7 +121,8 @@ def paired_p_value(lost: int, gained: int, rows: int, budget: float, level: floa
        lost is Bin(m, (1 + d/s) / 2), which grows with d, and Z grows with lost. It is summed up exactly over m.
     3. s is bounded by a Clopper–Pearson interval from lost + gained ~ Bin(n, s) that misses with probability at most
        γ = δ/100, and p = γ + max over the interval (Berger and Boos, JASA 89, 1994). The maximum of this smooth
-       function is looked for on two grids, which finds it within 1e-5.
+       function, which may have several peaks, is looked for on two grids. Of thousands of random cases with up to
+       6,000 rows none was more than 1e-5 below the maximum over 1,000 shares.
 
     Args:
         lost, gained: counts, together at most `rows`.
@@ -155,10 +156,13 @@ def paired_p_value(lost: int, gained: int, rows: int, budget: float, level: floa
         return np.asarray(chances.sum(-1))
 
     # In arcsin √s the sampling error of a share is the same everywhere.
-    angles = np.linspace(math.asin(math.sqrt(low)), math.asin(math.sqrt(high)), _GRID)
-    best = int(probabilities(angles).argmax())
-    around = np.linspace(angles[max(best - 1, 0)], angles[min(best + 1, _GRID - 1)], _GRID)
-    return float(min(1.0, gamma + probabilities(around).max()))
+    first, last = math.asin(math.sqrt(low)), math.asin(math.sqrt(high))
+    for points in _GRIDS:
+        angles = np.linspace(first, last, points)
+        found = probabilities(angles)
+        best = int(found.argmax())
+        first, last = angles[max(best - 1, 0)], angles[min(best + 1, points - 1)]
+    return float(min(1.0, gamma + found.max()))
 
 
 def _score(lost: ArrayLike, changed: ArrayLike, rows: int, budget: float) -> Array:

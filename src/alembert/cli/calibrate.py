@@ -54,7 +54,8 @@ def calibrate(
     tolerance: o.ToleranceOption = None,
     exits: o.ExitsOption = None,
     split: Annotated[
-        str | None, typer.Option(help="train, dev or test; dev where there is one, else test.")
+        str | None,
+        typer.Option(help="dev or test; dev, held out of train if need be, else test, unless given."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -99,10 +100,7 @@ def calibrate(
         "label_separator": label_separator,
         "label_type": label_type,
     }
-    loaded, chosen_split = o.load_evaluation_task(data, run, classifier, split, **columns)
-    if split is None and chosen_split == "test" and "dev" in loaded.splits:
-        # The test split is for telling how good the calibrated model is, so it must not choose the speed.
-        chosen_split = "dev"
+    loaded, chosen_split = o.load_calibration_task(data, run, classifier, split, **columns)
     loaded = o.limit_rows(loaded, {chosen_split: max_rows}, seed)
     teacher = None if reference is None else o.load_adaptive(reference, speed=0.0, batch_tokens=batch_tokens)
     if teacher is not None and teacher.label_names != classifier.label_names:
@@ -110,22 +108,27 @@ def calibrate(
             f"--reference {reference} has the labels {', '.join(teacher.label_names)}, {run} has "
             f"{', '.join(classifier.label_names)}: both must have the same, in the same order"
         )
-    with ProgressBars() as notify:
-        results = run_calibration(
-            classifier,
-            loaded,
-            chosen_split,
-            budget,
-            model_name=str(run) if not Path(run).is_absolute() else Path(run).name,
-            data_name=loaded.name,
-            reference=teacher,
-            reference_name=None if reference is None else Path(reference).name,
-            policy=policy,
-            top_k=top_k,
-            renormalise=renormalise,
-            speeds=speeds,
-            progress=notify,
-        )
+    try:
+        with ProgressBars() as notify:
+            results = run_calibration(
+                classifier,
+                loaded,
+                chosen_split,
+                budget,
+                model_name=str(run) if not Path(run).is_absolute() else Path(run).name,
+                data_name=loaded.name,
+                reference=teacher,
+                reference_name=None if reference is None else Path(reference).name,
+                policy=policy,
+                top_k=top_k,
+                renormalise=renormalise,
+                speeds=speeds,
+                progress=notify,
+            )
+    except InputError as error:
+        if (before := _in_force(run)) is None:
+            raise
+        raise InputError(f"{error}. {before}") from error
     written = store(results, run, output)
     if json_output:
         typer.echo(json.dumps(results, ensure_ascii=False))
@@ -138,3 +141,21 @@ def calibrate(
     console.print(calibration_table(results))
     console.print(verdict(results))
     console.print(f"Written to {written}", soft_wrap=True)
+
+
+def _in_force(run: str) -> str | None:
+    """What to say of an earlier calibration beside a model, which loading goes on to use; None where it uses none."""
+    from alembert.runtime.calibration_file import CALIBRATION_FILE, CalibratedSpeed
+
+    try:
+        calibrated = CalibratedSpeed.read(run)
+    except InputError:
+        return None
+    if calibrated is None or not calibrated.fits(run):
+        return None
+    asked = calibrated.record
+    budget = f", found for {asked.get('risk')} within {asked.get('max_drop')}" if "risk" in asked else ""
+    return (
+        f"{Path(run) / CALIBRATION_FILE} of an earlier calibration stays in force: speed {calibrated.speed:g}{budget}. "
+        "Delete the file if the model is not to run at that speed"
+    )

@@ -105,30 +105,44 @@ def compress(
 
 
 def _load(model: str, data: str, problem_type: str | None, seed: int, columns: dict[str, Any]) -> Any:
-    """The task, with the teacher's labels where the model is one, and a dev split held out where there is none."""
+    """The task, with the teacher's labels where the model is one, and a dev split held out where there is none.
+
+    Raises InputError where it is not known which rows a teacher's training held out.
+    """
     from alembert.data import load_task
-    from alembert.models.loading import classifier_facts, load_any, run_configuration
+    from alembert.models.loading import classifier_facts, load_any
+    from alembert.runtime.export import held_out_alike, read_hold_out
 
     _, is_classifier = load_any(model)
-    # The rows that a teacher's own training held out are the only ones that it has not learned.
-    seed = run_configuration(model).get("settings", {}).get("seed", seed)
+    hold_out = read_hold_out(model)
+    seed = seed if hold_out is None else hold_out.seed
     names = None
     if is_classifier:
         facts = classifier_facts(model)
         names, problem_type = facts.label_names, problem_type or facts.problem_type
-    try:
+
+    def read(*required: str) -> Any:
         return load_task(
             data,
             problem_type=problem_type,
             label_names=names,
             seed=seed,
-            required_splits=("train",),
+            required_splits=required,
             **columns,
         )
+
+    try:
+        task, has_dev = read("train"), "dev" in read().splits
     except InputError as error:
         if not is_classifier:
             raise
         raise InputError(f"{error} (The labels are those of {model}.)") from error
+    if is_classifier and not has_dev and not held_out_alike(task, hold_out):
+        raise InputError(
+            f"{data}: has no dev split, and which rows {model} has not learned is not known: put rows that were kept "
+            "apart from its training into a dev file"
+        )
+    return task
 
 
 def _print(summary: dict[str, Any], output: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from enum import StrEnum
@@ -227,10 +228,57 @@ def load_evaluation_task(
 ) -> tuple[Any, str]:
     """Labelled data read with a model's labels and problem type, and the split to score.
 
-    Without `split` that is test, else dev. A folder of train alone has the dev rows that the run held out.
+    Without `split` that is test, else dev. Data without dev has the rows that the run held out of train; where it is
+    not known which these are, a warning says so.
     """
+    task, wanted, doubt = _load_labelled(data, run, classifier, split, ("test", "dev"), columns)
+    if doubt:
+        logging.getLogger("alembert").warning("%s: scores on them may flatter it", doubt)
+    return task, wanted
+
+
+def load_calibration_task(
+    data: str, run: str, classifier: Any, split: str | None, **columns: Any
+) -> tuple[Any, str]:
+    """Labelled data read with a model's labels and problem type, and the split to calibrate on.
+
+    Without `split` that is dev, else test. Data without dev has the rows that the run held out of train.
+
+    Raises InputError where it is not known which these are, and for train.
+    """
+    if split == "train":
+        raise InputError(
+            "--split train: models learn these rows; calibrate on dev, test or a file of other rows"
+        )
+    task, wanted, doubt = _load_labelled(data, run, classifier, split, ("dev", "test"), columns)
+    if doubt:
+        test = (
+            ", or take --split test, which then no longer measures the result"
+            if "test" in task.splits
+            else ""
+        )
+        raise InputError(
+            f"{doubt}, and on rows that a model has learned every speed looks safe. Put rows that were kept apart from "
+            f"all training into a dev file, or name their file with --data{test}. An export of an earlier version does "
+            "not say what its run held out: export the run again"
+        )
+    if wanted == "test" and not Path(data).is_file():
+        logging.getLogger("alembert").warning(
+            "%s: the speed is chosen on test, which therefore no longer measures the result: keep other rows for that",
+            data,
+        )
+    return task, wanted
+
+
+def _load_labelled(
+    data: str, run: str, classifier: Any, split: str | None, order: tuple[str, ...], columns: dict[str, Any]
+) -> tuple[Any, str, str | None]:
+    """The task, a split (the first of `order` unless given), and why its rows may not be new to the model, if so."""
     from alembert.data import load_task
-    from alembert.models.loading import run_configuration
+    from alembert.runtime.export import held_out_alike, read_hold_out
+
+    hold_out = read_hold_out(run)
+    seed = 42 if hold_out is None else hold_out.seed
 
     def read(required: tuple[str, ...]) -> Any:
         return load_task(
@@ -238,13 +286,19 @@ def load_evaluation_task(
             problem_type=classifier.facts.problem_type,
             label_names=classifier.facts.label_names,
             required_splits=required,
-            seed=run_configuration(run).get("settings", {}).get("seed", 42),
+            seed=seed,
             **columns,
         )
 
-    task = read(())
-    wanted = split or next((name for name in ("test", "dev") if name in task.splits), "dev")
+    task, doubt = read(()), None
+    there = {*task.splits, *(("dev",) if "train" in task.splits else ())}
+    wanted = split or next((name for name in order if name in there), "dev")
     if wanted == "dev" and "dev" not in task.splits and "train" in task.splits:
         task = read(("dev",))
+        if not held_out_alike(task, hold_out):
+            doubt = (
+                f"{data}: has no dev split, and the rows that seed {seed} holds out of train are not known to be new "
+                f"to {run} and its teacher"
+            )
     task.dataset(wanted)
-    return task, wanted
+    return task, wanted, doubt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from alembert.benchmarks.replayed_exits import collect_answers
 from alembert.benchmarks.risk_budget import EMPIRICAL, RiskBudget
 from alembert.benchmarks.risk_control import smallest_set
 from alembert.data.task import Task
+from alembert.data.validation import rows_not_in_train
 from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.runtime.calibration_file import CALIBRATION_FILE
 from alembert.runtime.export import export_classifier
 from alembert.runtime.manifest import MANIFEST_FILE
 
+logger = logging.getLogger("alembert")
 Progress = Callable[[str, int, int], None]
 _PROMISING_SHARE = 0.5
 """Of the budget, lost on dev: at the very edge of it no number of rows would make a model sure to keep to it."""
@@ -37,6 +40,19 @@ def export_once(run: Path, output: Path, progress: Progress, *, has_exits: bool)
             count_macs=segment_macs,
             progress=progress,
         )
+
+
+def without_learned_rows(task: Task) -> Task:
+    """The task without the rows of dev that stand in train too: on them every model looks safe."""
+    if not {"train", "dev"} <= set(task.splits):
+        return task
+    dev, kept = task.dataset("dev"), rows_not_in_train(task.splits, "dev")
+    if len(kept) == dev.num_rows:
+        return task
+    logger.warning(
+        "%d of %d rows of dev stand in train too and are left out.", dev.num_rows - len(kept), dev.num_rows
+    )
+    return replace(task, splits=task.splits | {"dev": dev.select(kept)})
 
 
 def split_confidence(confidence: float, models: int) -> float:

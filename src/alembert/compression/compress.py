@@ -26,6 +26,7 @@ from alembert.compression.candidates import (
     export_once,
     fewest_rows,
     split_confidence,
+    without_learned_rows,
 )
 from alembert.compression.card import compression_card
 from alembert.compression.choice import describe_candidate, unsure, verdict
@@ -90,7 +91,8 @@ def compress(
         model: folder or hub id of a fine-tuned classifier, the teacher; or of a pretrained encoder, which is fine-tuned
             first.
         task: with train and dev splits. Dev is for calibration alone: nothing is trained or chosen on it but the
-            models' speeds. A test split, where there is one, gives the figures of the summary.
+            models' speeds. Rows of dev that stand in train too are left out. A test split, where there is one, gives
+            the figures of the summary.
         output_dir: for everything.
         max_drop: the most accuracy that may be lost, as a share: 0.01 is one point.
         confidence: how sure that must be, over all models tried together.
@@ -140,7 +142,8 @@ class _Work:
         overwrite: bool,
         progress: Progress,
     ) -> None:
-        self.model, self.task, self.folder, self.risk = model, task, folder, risk
+        self.model, self.folder, self.risk = model, folder, risk
+        self.task = task = without_learned_rows(task)
         self.min_speedup, self.budget, self.seed, self.progress = min_speedup, budget, seed, progress
         self._check()
         trained = run_configuration(model).get("settings", {}).get("max_length")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -160,6 +160,14 @@ def warn_of_shared_rows(splits: dict[str, Dataset]) -> None:
                 "%d of %d rows of %s also stand in train: its scores flatter the model.",
                 shared, splits[name].num_rows, name,
             )  # fmt: skip
+
+
+def rows_not_in_train(splits: Mapping[str, Dataset], split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Positions (rows,), ascending, of a split's rows whose text (or pair) does not stand in train too."""
+    if "train" not in splits:
+        return np.arange(splits[split].num_rows)
+    shared = np.isin(_text_hashes(splits[split]), _text_hashes(splits["train"]))
+    return np.flatnonzero(~shared)
 
 
 def _text_hashes(split: Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:

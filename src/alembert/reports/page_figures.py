@@ -34,7 +34,8 @@ _COLUMNS = 4
 def write_figures(report: Report, folder: Path) -> dict[str, str]:
     """Draws all pictures that the report has something for, and returns their file names by what they show.
 
-    Names: "candidates", "speeds", and by a model's name "exits NAME", "trust NAME", "training NAME", "transport NAME".
+    Names: "candidates", "speeds", and by a model's name "exits NAME", "trust NAME", "training NAME" and those of
+    `transport_picture`.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -63,8 +64,14 @@ def write_figures(report: Report, folder: Path) -> dict[str, str]:
         if model["run"]["training"]:
             draw(f"training {name}", _plot_training, model)
         for run in model["run"].get("transport") or ():
-            draw(f"transport {name}", _plot_transport, run)
+            draw(transport_picture(model, run), _plot_transport, run)
     return written
+
+
+def transport_picture(model: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """What the picture of one run's transport is called; a model made by several methods has several runs."""
+    step = "" if run["name"] == model["name"] else f" {run['name']}"
+    return f"transport {model['name']}{step}"
 
 
 def as_evaluation(report: Report, model: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from alembert.common.files import write_text
 from alembert.reports.page import wording
 from alembert.reports.page.rendering import check_report, flat, shown
-from alembert.reports.page_figures import SHOWN_SPEEDS, write_figures
+from alembert.reports.page_figures import SHOWN_SPEEDS, transport_picture, write_figures
 
 Report = Mapping[str, Any]
 
@@ -45,7 +45,11 @@ def markdown(report: Report, figures: Mapping[str, str]) -> str:
 def _lines(report: Report, figures: Mapping[str, str]) -> Iterator[str]:
     yield from (f"# {escaped(wording.headline(report))}", "")
     yield from (escaped(report["title"]), "")
-    for sentence in (*wording.verdict_sentences(report), wording.guarantee_sentence(report)):
+    sentences, price = wording.verdict_sentences(report), report["price_per_hour"]
+    if rates := wording.verdict_rates(report):
+        costs = (wording.cost(rate, price) for rate in rates)
+        sentences.append(wording.COSTS % (*costs, wording.price(price)))
+    for sentence in (*sentences, wording.guarantee_sentence(report)):
         yield from (escaped(sentence), "")
     yield from ("## All candidates", "")
     yield from _picture(figures, "candidates")
@@ -100,7 +104,7 @@ def _model(report: Report, model: Mapping[str, Any], figures: Mapping[str, str])
     name, exits = model["name"], model["exits"]
     yield from (f"## {escaped(name)}", "")
     if exits is not None:
-        yield from _speeds(report, exits)
+        yield from _speeds(report, model)
         yield from _picture(figures, f"exits {name}")
         yield from _classes(exits)
     yield from _picture(figures, f"trust {name}")
@@ -115,11 +119,13 @@ def _model(report: Report, model: Mapping[str, Any], figures: Mapping[str, str])
     if exits is not None:
         yield from _examples(exits)
     yield from _picture(figures, f"training {name}")
-    yield from _picture(figures, f"transport {name}")
+    for run in model["run"].get("transport") or ():
+        yield from _picture(figures, transport_picture(model, run))
 
 
-def _speeds(report: Report, exits: Mapping[str, Any]) -> Iterator[str]:
-    curve, price = exits["curve"], report["price_per_hour"]
+def _speeds(report: Report, model: Mapping[str, Any]) -> Iterator[str]:
+    exits, price = model["exits"], report["price_per_hour"]
+    curve = exits["curve"]
     speeds = sorted({0.0, *SHOWN_SPEEDS, exits["default_speed"]} & set(exits["speeds"]))
     rows = []
     for speed in speeds:
@@ -127,7 +133,8 @@ def _speeds(report: Report, exits: Mapping[str, Any]) -> Iterator[str]:
         rate = exits["texts_per_second"][place] if exits["texts_per_second"] else None
         rows.append(
             (
-                f"{speed:g}" + (f" ({exits['default_from']})" if speed == exits["default_speed"] else ""),
+                f"{speed:g}"
+                + (f" ({wording.speed_origin(model)})" if speed == exits["default_speed"] else ""),
                 wording.points(curve["metric"][place]),
                 wording.signed_points(curve["metric"][place] - curve["metric"][0]),
                 wording.number(rate) + ("" if speed in exits["measured_speeds"] or rate is None else " est."),

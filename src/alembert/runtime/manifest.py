@@ -100,6 +100,20 @@ class MergedGraph:
 
 
 @dataclass(frozen=True)
+class HoldOut:
+    """What a run trained on and what it held out, so that rows that it has learned can be told from others.
+
+    Attributes:
+        seed: of the run, or of the first of its teachers: it draws dev out of train where the data has no dev split.
+        rows_sha256: of the run's train and dev rows, by split, as `alembert.data.task.rows_sha256` gives it. Of a
+            distilled model only those that its teacher had too; {} where the teacher's are not known.
+    """
+
+    seed: int
+    rows_sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """An exported classifier.
 
@@ -125,6 +139,7 @@ class Manifest:
         reduce_range: whether int8 weights have 7 bits.
         truncation_side: end at which longer texts are cut, "right" or "left".
         merged: the single-file graph, where one was asked for.
+        hold_out: of the run that was exported; None of other models, and in exports of earlier versions.
     """
 
     precision: str
@@ -149,6 +164,7 @@ class Manifest:
     merged: MergedGraph | None = None
     reduce_range: bool = False
     truncation_side: str = "right"
+    hold_out: HoldOut | None = None
     format: int = FORMAT
 
     @property

@@ -70,6 +70,8 @@ def render_page(report: Report) -> str:
             headline=wording.headline(report),
             headline_parts=wording.headline_parts(report),
             sentences=wording.verdict_sentences(report),
+            rates=wording.verdict_rates(report),
+            costs=wording.COSTS,
             guarantee=wording.guarantee_sentence(report),
             price=wording.price(report["price_per_hour"]),
             cost=lambda rate: wording.cost(rate, report["price_per_hour"]),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 MINUS = "−"
+COSTS = "A million texts cost %s instead of %s at %s per machine-hour."
+"""Of the verdict's model and the baseline, and the price."""
 _BACKENDS = {
     "transformers": "transformers",
     "onnxruntime": "ONNX Runtime",
@@ -78,24 +80,43 @@ def metric_name(report: Mapping[str, Any]) -> str:
     return str(report["task"]["metric"]).replace("_", " ")
 
 
+def speed_origin(model: Mapping[str, Any]) -> str:
+    """Where the default speed of a model with exits comes from; of a calibrated one the mode: what it is worth."""
+    origin = str(model["exits"]["default_from"])
+    return str(model["calibration"]["mode"]) if origin == "calibrated" else origin
+
+
 def headline(report: Mapping[str, Any]) -> str:
-    """The verdict in one line: "4.1× cheaper at −0.3 points, 95% sure of ≤ 1.0"."""
+    """The verdict in one line: "4.1× cheaper at −0.3 points, 95% sure of ≤ 1.0".
+
+    What the guarantee compares with is named where that is not the baseline, which the loss before it compares with.
+    """
     return " ".join(headline_parts(report))
 
 
 def headline_parts(report: Mapping[str, Any]) -> tuple[str, ...]:
     """The headline as what was measured and, where there is a guarantee, what is promised."""
     verdict = report["verdict"]
+    if not verdict["met"]:
+        return ("Nothing met the aim",)
     line = f"{_saving(verdict)} {_change(verdict['drop'], metric_name(report))}"
     guarantee = verdict["guarantee"]
     if guarantee is None:
         return (line,)
-    sure = f"{100 * guarantee['confidence']:g}% sure of ≤ {points(guarantee['max_drop'])}"
-    if guarantee["risk"] == "disagreement":
-        sure += "% changed answers"
-    elif guarantee["risk"] == "task-error":
-        sure += "% errors"
-    return f"{line},", sure
+    most, other = points(guarantee["max_drop"]), _compared_with(guarantee)
+    if guarantee["risk"] == "task-error":
+        promised = f"≤ {most}% errors"
+    elif guarantee["risk"] == "disagreement":
+        promised = f"≤ {most}% changed answers"
+        if not verdict["against_baseline"]:
+            promised = f"at most {most}% of answers other than those of {other}"
+    else:
+        promised = f"≤ {most}" if verdict["against_baseline"] else f"at most {most} below {other}"
+    return f"{line},", f"{100 * guarantee['confidence']:g}% sure of {promised}"
+
+
+def _compared_with(guarantee: Mapping[str, Any]) -> str:
+    return str(guarantee.get("reference") or "its own full model")
 
 
 def _saving(verdict: Mapping[str, Any]) -> str:
@@ -118,29 +139,45 @@ def _change(drop: float, metric: str) -> str:
 
 
 def verdict_sentences(report: Mapping[str, Any]) -> list[str]:
-    """What stands under the headline: what was scored, what it costs."""
-    verdict, task, per_hour = report["verdict"], report["task"], report["price_per_hour"]
+    """What stands under the headline: what was scored, how fast it is, what is better still."""
+    verdict, task = report["verdict"], report["task"]
+    sentences, start = [], ""
+    if not verdict["met"]:
+        # The search's own sentence names what came nearest to its aim.
+        sentences, start = [f"{report['compression']['verdict'].rstrip('.')}."], "Measured here, "
+    if _is_baseline_alone(report):
+        return sentences
     low, high = verdict["metric_interval"]
     speed = "" if verdict["speed"] is None else f" at speed {verdict['speed']:g}"
-    sentences = [
-        f"{verdict['model']}{speed} reaches {points(verdict['metric'])} {metric_name(report)} (95% interval "
+    sentences.append(
+        f"{start}{verdict['model']}{speed} reaches {points(verdict['metric'])} {metric_name(report)} (95% interval "
         f"{points(low)} to {points(high)}) where {verdict['baseline']} reaches "
         f"{points(verdict['baseline_metric'])}, on the {task['rows']:,} texts of {task['name']}, {task['split']}."
-    ]
-    rate, baseline = verdict["texts_per_second"], report["candidates"][0]["texts_per_second"]
-    if rate is not None and baseline is not None:
+    )
+    rates = verdict_rates(report)
+    if rates is not None:
         kind = "measured" if verdict["ratio_kind"] == "measured" else "estimated from measured speeds"
-        sentences.append(
-            f"It answers {number(rate)} texts a second against {number(baseline)} ({kind}): a million texts cost "
-            f"{cost(rate, per_hour)} instead of {cost(baseline, per_hour)} at {price(per_hour)} per machine-hour."
-        )
+        sentences.append(f"It answers {number(rates[0])} texts a second against {number(rates[1])} ({kind}).")
     if verdict["beaten_by"]:
         other = max(verdict["beaten_by"], key=lambda row: float(row["texts_per_second"]))
+        speed = "" if other["speed"] is None else f" at speed {other['speed']:g}"
         sentences.append(
-            f"Measured here, {other['name']} run by {engine(other)} is faster still "
+            f"Measured here, {other['name']}{speed} run by {engine(other)} is faster still "
             f"({number(other['texts_per_second'])} texts a second) and no worse ({points(other['metric'])})."
         )
     return sentences
+
+
+def verdict_rates(report: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Texts per second of the verdict's model and of the baseline; None where one is not known, or both are one."""
+    rates = report["verdict"]["texts_per_second"], report["candidates"][0]["texts_per_second"]
+    return None if None in rates or _is_baseline_alone(report) else rates
+
+
+def _is_baseline_alone(report: Mapping[str, Any]) -> bool:
+    """Whether a search found nothing at all to set against the baseline."""
+    verdict = report["verdict"]
+    return not verdict["met"] and verdict["model"] == report["models"][0]["name"]
 
 
 def guarantee_sentence(report: Mapping[str, Any]) -> str:
@@ -151,7 +188,7 @@ def guarantee_sentence(report: Mapping[str, Any]) -> str:
         return _no_guarantee(verdict)
     most = points(guarantee["max_drop"])
     whose = " of every class" if guarantee["per_class"] else ""
-    other = guarantee.get("reference") or "its own full model"
+    other = _compared_with(guarantee)
     promised = {
         "accuracy-drop": f"at most {most} points of accuracy{whose} are lost against {other}",
         "disagreement": f"at most {most}% of the answers{whose} differ from those of {other}",
@@ -167,8 +204,11 @@ def guarantee_sentence(report: Mapping[str, Any]) -> str:
 
 
 def _no_guarantee(verdict: Mapping[str, Any]) -> str:
-    if verdict["speed"] is None:
-        return "Nothing is guaranteed beyond what was measured here: a model without exits has no speed to calibrate."
+    if verdict["default_from"] is None:
+        return (
+            "Nothing is guaranteed beyond what was measured here. A model without exits has no speed to calibrate, but "
+            "can be held against another (alembert calibrate --reference)."
+        )
     if verdict["default_from"] == "picked":
         return (
             "Nothing is guaranteed: the model has no calibrated speed, and this one was picked on the very texts that "
@@ -176,6 +216,9 @@ def _no_guarantee(verdict: Mapping[str, Any]) -> str:
         )
     if verdict["default_from"] == "own":
         return "Nothing is guaranteed: the speed is a setting of the model, not a calibrated one (alembert calibrate)."
-    if not verdict["speed"]:
-        return "The calibration found no speed above 0 that it could vouch for, so the full model answers every text."
-    return "Nothing is guaranteed: the speed was calibrated in empirical mode, which promises nothing."
+    if verdict["speed"] == 0:
+        return (
+            "The calibration found no speed above 0 that saves work and that it could vouch for, so the full model "
+            "answers every text."
+        )
+    return "Nothing is guaranteed: the model was calibrated in empirical mode, which promises nothing."

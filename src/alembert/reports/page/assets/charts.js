@@ -70,7 +70,22 @@ const Charts = (() => {
   const times = value => value === null ? "–" : (value >= 10 ? short(value) : value.toFixed(2)) + "×";
   const money = value => value === null ? "–" : grouped(value, value >= 100 ? 0 : value >= 10 ? 1 : 2);
 
-  /* A frame of axes in a holder, as wide as it. Options: height, x, y = {domain, log, label, format, ticks}, margins. */
+  /* Texts of an axis' ticks: exact, with the same number of decimals unless the axis is logarithmic. */
+  function tickTexts(ticks, {scale = 1, unit = "", log}) {
+    const parts = ticks.map(tick => {
+      const value = scale * tick, [size, prefix] = [[1e9, " G"], [1e6, " M"]].find(([least]) => Math.abs(value) >= least) || [1, ""];
+      return {value: value / size, prefix, digits: decimals(value / size)};
+    });
+    const most = Math.max(...parts.map(one => one.digits));
+    return parts.map(one => grouped(one.value, log ? one.digits : most).replace("-", "−") + one.prefix + unit);
+  }
+  function decimals(value) {
+    let digits = 0;
+    while (digits < 12 && Math.abs(Number(value.toFixed(digits)) - value) > 1e-9 * Math.abs(value)) digits++;
+    return digits;
+  }
+
+  /* A frame of axes in a holder, as wide as it. Options: height, x, y = {domain, log, label, scale, unit, ticks}, margins. */
   function frame(holder, options) {
     const width = Math.max(options.least || 120, Math.round(holder.clientWidth)), height = options.height;
     const margin = {top: 10, right: 12, bottom: 42, left: 46, ...(options.margin || {})};
@@ -78,18 +93,20 @@ const Charts = (() => {
     const area = {left: margin.left, right: width - margin.right, top: margin.top, bottom: height - margin.bottom};
     const X = (options.x.log ? logarithmic : linear)(options.x.domain, [area.left, area.right]);
     const Y = (options.y.log ? logarithmic : linear)(options.y.domain, [area.bottom, area.top]);
-    for (const value of options.y.values || Y.ticks(options.y.ticks ?? 5)) {
+    const rows = options.y.values || Y.ticks(options.y.ticks ?? 5), rowTexts = tickTexts(rows, options.y);
+    rows.forEach((value, place) => {
       root.append(svg("line", {class: "grid", x1: area.left, x2: area.right, y1: Y(value), y2: Y(value)}));
-      root.append(svg("text", {x: area.left - 7, y: Y(value) + 4, "text-anchor": "end"}, (options.y.format || number)(value)));
-    }
+      root.append(svg("text", {x: area.left - 7, y: Y(value) + 4, "text-anchor": "end"}, rowTexts[place]));
+    });
     let last = -Infinity;
-    for (const value of options.x.values || X.ticks(options.x.ticks ?? Math.max(3, width / 90))) {
-      const text = (options.x.format || number)(value), half = text.length * 3.4;
-      if (X(value) - half < last + 6) continue;
+    const columns = options.x.values || X.ticks(options.x.ticks ?? Math.max(3, width / 90)), columnTexts = tickTexts(columns, options.x);
+    columns.forEach((value, place) => {
+      const text = columnTexts[place], half = text.length * 3.4;
+      if (X(value) - half < last + 6) return;
       last = X(value) + half;
       root.append(svg("line", {class: "axis", x1: X(value), x2: X(value), y1: area.bottom, y2: area.bottom + 4}));
       root.append(svg("text", {x: X(value), y: area.bottom + 17, "text-anchor": "middle"}, text));
-    }
+    });
     root.append(svg("line", {class: "axis", x1: area.left, x2: area.right, y1: area.bottom, y2: area.bottom}));
     if (options.x.label) root.append(svg("text", {x: area.right, y: height - 4, "text-anchor": "end"}, options.x.label));
     if (options.y.label) root.append(svg("text", {x: 2, y: 10, class: "strong"}, options.y.label));
@@ -168,5 +185,5 @@ const Charts = (() => {
     return "rgb(" + from.map((value, k) => Math.round(value + (to[k] - value) * (place - low))).join(",") + ")";
   }
 
-  return {svg, html, frame, path, mark, explorable, extent, atLeast, ramp, number, points, signed, times, money, showTip, hideTip, shapes: Object.keys(SHAPES)};
+  return {svg, html, frame, tickTexts, path, mark, explorable, extent, atLeast, ramp, number, points, signed, times, money, showTip, hideTip, shapes: Object.keys(SHAPES)};
 })();

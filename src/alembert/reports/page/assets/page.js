@@ -14,6 +14,7 @@
   const model = () => report.models[state.model];
   const exits = () => model().exits;
   const place = () => state.place[state.model] ?? exits().speeds.indexOf(exits().default_speed);
+  const certifiedSpeeds = () => model().calibration ? model().calibration.certified_speeds : [];
   const costPerMillion = rate => rate ? 1e6 / rate / 3600 * state.price : null;
 
   /* Theme. */
@@ -63,7 +64,7 @@
     const chart = frame(holder, {
       height: narrow ? 320 : 400, title: `${metric} against ${axis.label}`,
       x: {domain: [low / 1.18, high * 1.18], log: true, label: axis.label},
-      y: {domain: atLeast(extent(known.map(row => row.metric), 0.12), ONE_POINT), format: value => points(value), label: metric},
+      y: {domain: atLeast(extent(known.map(row => row.metric), 0.12), ONE_POINT), scale: 100, label: metric},
       margin: {top: 26, left: narrow ? 40 : 48},
     });
     const {X, Y} = chart, x = row => X(row[key] * scale), marks = [];
@@ -96,7 +97,7 @@
         chart.root.append(svg("text", {x: x(row), y: Y(row.metric) + (end ? -13 : 24), "text-anchor": "middle", class: "halo"}, "speed " + row.speed));
       });
     }
-    const leading = known.find(row => row.name === report.verdict.model && row.speed === report.verdict.speed && ["torch", "onnx"].includes(row.backend));
+    const leading = report.verdict.met && known.find(row => row.name === report.verdict.model && row.speed === report.verdict.speed && ["torch", "onnx"].includes(row.backend));
     if (leading) {
       chart.root.append(svg("circle", {cx: x(leading), cy: Y(leading.metric), r: 13, fill: "none", stroke: "var(--good)", "stroke-width": 2, "pointer-events": "none"}));
       chart.root.append(svg("text", {x: x(leading), y: Y(leading.metric) + 29, "text-anchor": "middle", class: "halo", style: "fill: var(--good); font-weight: 600"}, "verdict"));
@@ -141,12 +142,12 @@
     slider.value = at;
     slider.setAttribute("aria-valuetext", `speed ${speed}`);
     byId("speed-value").textContent = String(speed);
-    const rate = e.texts_per_second ? e.texts_per_second[at] : null, change = curve.metric[at] - curve.metric[0];
+    const [rate, ratio] = [e.texts_per_second, e.ratio_to_baseline].map(values => values ? values[at] : null), change = curve.metric[at] - curve.metric[0];
     byId("figure-metric").textContent = points(curve.metric[at]);
     byId("figure-metric-sub").textContent = `${signed(change)} against its full model; 95%: ${points(curve.low[at])} to ${points(curve.high[at])}`;
     byId("figure-rate").textContent = number(rate);
     const kind = e.measured_speeds.includes(speed) ? "measured" : "estimated";
-    byId("figure-rate-sub").textContent = rate === null ? "not measured" : `${kind}${baseline.texts_per_second ? `, ${times(rate / baseline.texts_per_second)} the baseline` : ""}`;
+    byId("figure-rate-sub").textContent = rate === null ? "not measured" : `${kind}${ratio === null ? "" : `, ${times(ratio)} the baseline`}`;
     byId("figure-cost").textContent = money(costPerMillion(rate));
     byId("figure-macs").textContent = curve.speedup[at] === null ? "–" : times(curve.speedup[at]);
     byId("figure-macs-sub").textContent = curve.macs[at] === null ? "not counted" : `${number(2 * curve.macs[at])} FLOPs a text`;
@@ -157,14 +158,14 @@
   }
 
   function showStatus(speed) {
-    const status = byId("speed-status"), calibration = exits().calibration;
-    const certified = calibration && calibration.mode === "certified" && speed > 0 && speed <= calibration.speed;
-    status.classList.toggle("certified", Boolean(certified) || speed === 0);
-    if (speed === 0) status.textContent = "the full model itself";
-    else if (certified) {
-      const most = points(calibration.max_drop), sure = `${Number((100 * calibration.confidence).toPrecision(4))}% sure: `;
-      status.textContent = sure + {"accuracy-drop": `≤ ${most} points lost`, disagreement: `≤ ${most}% answers changed`, "task-error": `≤ ${most}% errors`}[calibration.risk];
-    } else status.textContent = calibration && calibration.mode === "certified" ? "faster than certified: no guarantee" : "no guarantee";
+    const status = byId("speed-status"), calibration = model().calibration, certified = certifiedSpeeds().includes(speed);
+    status.classList.toggle("certified", certified || speed === 0);
+    if (certified) {
+      const most = points(calibration.max_drop), sure = `${Number((100 * calibration.confidence).toPrecision(4))}% sure: `, other = calibration.reference || "its own full model";
+      status.textContent = sure + {"accuracy-drop": `≤ ${most} points below ${other}`, disagreement: `≤ ${most}% answers other than those of ${other}`, "task-error": `≤ ${most}% errors`}[calibration.risk];
+    } else if (speed === 0) status.textContent = "the full model itself";
+    else if (!calibration || calibration.mode !== "certified") status.textContent = "no guarantee";
+    else status.textContent = speed > Math.max(...certifiedSpeeds(), 0) ? "faster than certified: no guarantee" : "not among the speeds tested: no guarantee";
   }
 
   const cursors = [];
@@ -176,39 +177,40 @@
     const known = curve.speedup.every(value => value !== null);
     const xs = known ? curve.speedup : e.speeds;
     const holder = byId("curve-chart");
-    const scores = atLeast(extent([...curve.low, ...curve.high], 0.03), ONE_POINT), digits = scores[1] - scores[0] < 5 * ONE_POINT ? 1 : 0;
+    const scores = atLeast(extent([...curve.low, ...curve.high], 0.03), ONE_POINT);
     const chart = frame(holder, {
       height: 300, title: `${metric} along the speeds`, margin: {top: 26},
-      x: known ? {domain: extent(xs, 0.02), log: true, label: "times fewer operations (logarithmic)", format: value => number(value) + "×", ticks: 5}
+      x: known ? {domain: extent(xs, 0.02), log: true, label: "times fewer operations (logarithmic)", unit: "×", ticks: 5}
         : {domain: [0, 1], label: "speed"},
-      y: {domain: scores, format: value => points(value, digits), label: metric},
+      y: {domain: scores, scale: 100, label: metric},
     });
     const at = index => [chart.X(xs[index]), chart.Y(curve.metric[index])], all = e.speeds.map((_, index) => index);
     const band = [...all.map(i => [chart.X(xs[i]), chart.Y(curve.high[i])]), ...all.slice().reverse().map(i => [chart.X(xs[i]), chart.Y(curve.low[i])])];
     chart.root.append(svg("path", {d: path(band) + "Z", fill: "var(--band)"}));
     chart.root.append(svg("line", {class: "reference", x1: chart.area.left, x2: chart.area.right, y1: chart.Y(curve.metric[0]), y2: chart.Y(curve.metric[0])}));
     chart.root.append(svg("path", {d: path(all.map(at)), fill: "none", stroke: "var(--accent)", "stroke-width": 2}));
-    if (e.calibration && e.calibration.mode === "certified" && e.calibration.speed > 0) {
-      const safe = all.filter(i => e.speeds[i] <= e.calibration.speed);
-      chart.root.append(svg("path", {d: path(safe.map(at)), fill: "none", stroke: "var(--good)", "stroke-width": 4.5, "stroke-linecap": "round"}));
-      chart.root.append(svg("text", {x: at(safe.at(-1))[0] + 9, y: at(safe.at(-1))[1] - 9, class: "halo", style: "fill: var(--good)"}, "certified up to here"));
-    }
+    // Dots, not a line: speeds between those that were tested are not vouched for.
+    const safe = all.filter(i => certifiedSpeeds().includes(e.speeds[i])).map(at);
+    for (const [cx, cy] of safe) chart.root.append(svg("circle", {class: "certified", cx, cy, r: 3, fill: "var(--good)"}));
+    if (safe.length) chart.root.append(svg("text", {x: safe.at(-1)[0] + 9, y: safe.at(-1)[1] - 9, class: "halo", style: "fill: var(--good)"}, "certified"));
     const dot = svg("circle", {r: 7, fill: "var(--bg)", stroke: "var(--ink)", "stroke-width": 3, "pointer-events": "none"});
     chart.root.append(dot);
     cursors.push(index => { const [x, y] = at(index); dot.setAttribute("cx", x); dot.setAttribute("cy", y); });
     nearest(chart, all.map(at), index => [`speed ${e.speeds[index]}`, `${metric} ${points(curve.metric[index])}`, known ? `${times(curve.speedup[index])} fewer operations` : ""]);
     drawShares(e);
-    byId("to-default").textContent = {calibrated: "calibrated", own: "own setting", picked: "picked here"}[e.default_from] + ` (${e.default_speed})`;
+    const origin = e.default_from === "calibrated" ? model().calibration.mode : e.default_from;
+    byId("to-default").textContent = ({own: "own setting", picked: "picked here"}[origin] || origin) + ` (${e.default_speed})`;
     const defaultPlace = e.speeds.indexOf(e.default_speed), share = defaultPlace / (e.speeds.length - 1), label = byId("default-mark");
     label.hidden = false;
     label.style.left = `calc(${100 * share}% + ${(8 - 16 * share).toFixed(1)}px)`;
-    label.textContent = {calibrated: "calibrated", own: "own", picked: "picked"}[e.default_from];
+    label.textContent = origin;
+    label.classList.toggle("certified", origin === "certified");
     byId("exit-legend").replaceChildren(...e.layers.map((layer, index) => html("li", {},
       html("i", {class: "swatch", style: `background: ${exitColour(index, e.layers.length)}`}), exitName(layer, index, e.layers.length))));
     makeBars(e);
   }
 
-  /* Choosing a speed in a chart: the mark nearest to the pointer is what a click takes. */
+  /* Choosing a speed in a chart: the mark nearest to the pointer is what a click takes; arrow keys move as the slider's do. */
   function nearest(chart, spots, describe) {
     const find = event => {
       const box = chart.root.getBoundingClientRect(), ratio = chart.width / box.width;
@@ -224,12 +226,24 @@
     });
     chart.root.addEventListener("pointerleave", Charts.hideTip);
     chart.root.addEventListener("click", event => slide(find(event)));
+    chart.root.setAttribute("tabindex", "0");
+    chart.root.setAttribute("aria-description", "Arrow keys change the speed and show details.");
+    chart.root.addEventListener("keydown", event => {
+      const to = {ArrowRight: place() + 1, ArrowUp: place() + 1, ArrowLeft: place() - 1, ArrowDown: place() - 1, Home: 0, End: spots.length - 1}[event.key];
+      if (event.key === "Escape") Charts.hideTip();
+      if (to === undefined) return;
+      event.preventDefault();
+      slide(to);
+      const box = chart.root.getBoundingClientRect(), ratio = box.width / chart.width, [x, y] = spots[place()];
+      Charts.showTip(describe(place()).filter(Boolean), {left: box.left + x * ratio, width: 0, top: box.top + (y ?? chart.area.top) * ratio - 6, bottom: box.top + (y ?? chart.area.bottom) * ratio + 6});
+    });
+    chart.root.addEventListener("blur", Charts.hideTip);
   }
 
   function drawShares(e) {
     const chart = frame(byId("shares-chart"), {
       height: 300, title: "share of texts by exit and speed", margin: {top: 26},
-      x: {domain: [0, 1], label: "speed", ticks: 5}, y: {domain: [0, 1], format: value => `${Math.round(100 * value)}%`, ticks: 4, label: "share of texts"},
+      x: {domain: [0, 1], label: "speed", ticks: 5}, y: {domain: [0, 1], scale: 100, unit: "%", ticks: 4, label: "share of texts"},
     });
     const rows = report.task.rows, bottoms = e.speeds.map(() => 0);
     e.layers.forEach((layer, index) => {
@@ -286,7 +300,7 @@
       const rows = report.task.rows;
       const chart = frame(box, {
         height: 118, title: `uncertainty at layer ${e.layers[index]}`, margin: {left: 30, bottom: 20, right: 4, top: 6},
-        x: {domain: [0, 1], values: [0, 0.5, 1]}, y: {domain: [0, tops[index] / rows], ticks: 2, format: shareText},
+        x: {domain: [0, 1], values: [0, 0.5, 1]}, y: {domain: [0, tops[index] / rows], ticks: 2, scale: 100, unit: "%"},
       });
       counts.forEach((count, bin) => {
         const x = chart.X(edges[bin]) + 0.5, width = chart.X(edges[bin + 1]) - chart.X(edges[bin]) - 1, other = wrong[index][bin];
@@ -313,7 +327,7 @@
       holder.append(html("div", {}, html("div", {class: "dim"}, html("b", {style: "color: var(--ink)"}, name), ` ECE ${exit.expected_calibration_error.toFixed(3)}`), box));
       const chart = frame(box, {
         height: 140, title: `accuracy by confidence after ${name}`, margin: {left: 30, bottom: 20, right: 8, top: 8},
-        x: {domain: [from, 1], values: [from, (from + 1) / 2, 1], format: value => points(value, 0)}, y: {domain: [from, 1], values: [from, (from + 1) / 2, 1], format: value => points(value, 0)},
+        x: {domain: [from, 1], values: [from, (from + 1) / 2, 1], scale: 100}, y: {domain: [from, 1], values: [from, (from + 1) / 2, 1], scale: 100},
       });
       chart.root.append(svg("line", {class: "reference", x1: chart.X(from), y1: chart.Y(from), x2: chart.X(1), y2: chart.Y(1)}));
       const spots = exit.bins.map(bin => [chart.X(bin.confidence), chart.Y(bin.accuracy)]), rows = exit.bins.reduce((sum, bin) => sum + bin.rows, 0);
@@ -351,12 +365,17 @@
     });
     const line = spots.map(([step, value]) => [chart.X(step), chart.Y(value)]);
     chart.root.append(svg("path", {d: path(line), fill: "none", stroke: one.points ? "var(--c1)" : "var(--accent)", "stroke-width": 1.6}));
-    const shown = one.points || spots.length < 3 ? line : [];
-    for (const [x, y] of shown) chart.root.append(svg("circle", {cx: x, cy: y, r: 3, fill: one.points ? "var(--c1)" : "var(--accent)"}));
+    const lines = spots.map(([step, value]) => [one.name, `step ${step.toLocaleString("en-US")}: ${number(value)}`]);
+    const marks = line.map(([x, y], index) => {
+      const element = svg("circle", {class: one.points || line.length < 3 ? null : "quiet", cx: x, cy: y, r: 3, fill: one.points ? "var(--c1)" : "var(--accent)", "pointer-events": "none"});
+      chart.root.append(element);
+      return {x, element, lines: lines[index]};
+    });
+    explorable(chart.root, marks);
     chart.root.addEventListener("pointermove", event => {
       const frameBox = chart.root.getBoundingClientRect(), x = (event.clientX - frameBox.left) * chart.width / frameBox.width;
       const best = line.reduce((found, [px], index) => Math.abs(px - x) < Math.abs(line[found][0] - x) ? index : found, 0);
-      Charts.showTip([one.name, `step ${spots[best][0].toLocaleString("en-US")}: ${number(spots[best][1])}`], {left: event.clientX, width: 0, top: event.clientY - 6, bottom: event.clientY + 6});
+      Charts.showTip(lines[best], {left: event.clientX, width: 0, top: event.clientY - 6, bottom: event.clientY + 6});
     });
     chart.root.addEventListener("pointerleave", Charts.hideTip);
   }
@@ -432,15 +451,16 @@
     byId("slider").addEventListener("input", event => slide(Number(event.target.value)));
     byId("to-default").addEventListener("click", () => slide(exits().speeds.indexOf(exits().default_speed)));
     byId("to-full").addEventListener("click", () => slide(0));
-    byId("price").addEventListener("input", event => {
-      const given = Number.parseFloat(event.target.value);
-      if (!(given >= 0)) return;
-      state.price = given;
-      for (const cell of document.querySelectorAll("[data-rate]")) cell.textContent = money(costPerMillion(Number.parseFloat(cell.dataset.rate)));
-      for (const cell of document.querySelectorAll("[data-price]")) cell.textContent = String(given);
-      showSpeed();
-    });
   }
+  byId("price").addEventListener("input", event => {
+    const given = Number.parseFloat(event.target.value);
+    if (!(given >= 0)) return;
+    state.price = given;
+    for (const cell of document.querySelectorAll("[data-rate]")) cell.textContent = money(costPerMillion(Number.parseFloat(cell.dataset.rate)));
+    for (const cell of document.querySelectorAll("[data-price]")) cell.textContent = String(given);
+    drawTrade();
+    if (exits()) showSpeed();
+  });
   function drawAll() {
     drawTrade();
     drawModel();
