@@ -6,8 +6,9 @@ A model with random weights is exported twice: with exits, and as one graph with
 script: the first rows never leave, the others leave at the first exit. So `hard` rows pass every layer and every head,
 beside rows that leave as early as can be. "all hard" pays for all heads and gains nothing: the most that exits can
 cost. The hard row is as long as the batch; `--mixed-lengths` draws the others' lengths. Streams and lists run several
-batches side by side and put survivors together: the same for `GROUP` batches, against the full model on these. All take
-turns.
+batches side by side and put survivors together: the same for `GROUP` batches, against the full model on these. A single
+text (`--batch 1x16`) also goes through the one graph of `--merge-exits all`, at a speed at which it leaves nowhere. All
+take turns.
 """
 
 from __future__ import annotations
@@ -80,7 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
         def backend(name: str, layers: tuple[int, ...]) -> Any:
             exported = export_random_model(
-                Path(folder) / name, shape, given.precision, exits=layers, exit_head=given.exit_head
+                Path(folder) / name,
+                shape,
+                given.precision,
+                exits=layers,
+                exit_head=given.exit_head,
+                merge_exits="all" if layers and batch_shape.rows == 1 else None,
             )
             return open_export_backend(exported, given.threads)
 
@@ -101,6 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             candidates[f"{hard} of {rows} hard, {GROUP} batches regrouped"] = lambda p=scripted, g=group: (
                 run_regrouped(adaptive, g, p, 0.5, rows * batch_shape.tokens)
             )
+    if rows == 1:
+        own, least = adaptive._merged_policy, float(np.finfo(np.float32).tiny)
+        assert adaptive.run_alone(batch, own, least).exit_layer == shape.layers
+        candidates["1 of 1 hard, one graph with exits"] = lambda: adaptive.run_alone(batch, own, least)
     timings = interleave(candidates, repeats=given.repeats, warm_up=2)
     results: dict[str, Any] = {
         "machine": machine_description() | {"threads": given.threads},

@@ -158,6 +158,13 @@ def test_a_hard_row(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for name, row in results["results"].items():
         assert row["batches"] == (8 if "regrouped" in name else 1)
     assert results["results"]["full model, one graph"]["share_of_full_model"] == 1.0
+    alone = program("hard_row").main(
+        ["--model", "3x24", "--batch", "1x9", "--exits", "1,2", "--precision", "fp32", "--repeats", "1"]
+    )
+    assert list(alone["results"]) == [
+        "full model, one graph", "full model, speed 0", "0 of 1 hard", "1 of 1 hard",
+        "1 of 1 hard, one graph with exits",
+    ]  # fmt: skip
 
 
 def test_what_is_inside_and_outside_the_graphs(program: Any) -> None:

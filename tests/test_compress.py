@@ -135,11 +135,13 @@ def test_the_pace_is_that_of_this_machine(task: Task, teacher: Path) -> None:
     source = str(teacher)
     model = load_classifier(source)
     modes: list[tuple[bool, bool]] = []
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     model.register_forward_pre_hook(lambda *_: modes.append((torch.is_grad_enabled(), model.training)))
     pace = measure_pace(model, load_tokenizer(source), task, 32, seed=1)
     assert 0 < pace.evaluated_row < pace.training_step < 10
     assert set(modes) == {(True, True), (False, False)}
     assert not model.training
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
 def test_dominated_rows() -> None:
