@@ -91,6 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             return open_export_backend(exported, given.threads)
 
         plain, adaptive = backend("plain", ()), backend("exits", exits)
+        if batch_shape.rows == 1:
+            # The folder is gone when the first text comes.
+            assert adaptive._open_merged() is not None
     policy = ScriptedPolicy("entropy", "single_label_classification", len(exits) + 1)
     rows = batch_shape.rows
     candidates = {

@@ -17,6 +17,7 @@ from alembert.benchmarks.calibration import full_model_logits
 from alembert.benchmarks.comparison import benchmark
 from alembert.benchmarks.comparison_settings import BenchmarkSettings
 from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
+from alembert.benchmarks.timing import machine_description
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json, write_text
 from alembert.compression.candidates import (
@@ -106,8 +107,8 @@ def compress(
         progress: called with a description, steps done and steps in all.
 
     Returns:
-        What summary.json holds: "verdict", "met", "best", "unsure" (what more dev rows might add), "candidates",
-        "trainings", "plan", "report" (the page), "seconds".
+        What summary.json holds: "model", "data" (name and rows), "seed", "machine", "verdict", "met", "best", "unsure"
+        (what more dev rows might add), "candidates", "trainings", "plan", "report" (the page), "seconds".
 
     Raises:
         InputError: something given cannot serve; dev has too few rows to certify anything; another work lies in
@@ -354,6 +355,11 @@ class _Work:
         best = max(fitting, key=lambda candidate: float(candidate["ratio"]), default=None)
         summary = {
             "alembert_version": version("alembert"),
+            "model": Path(self.model).name,
+            "data": {name: rows.num_rows for name, rows in self.task.splits.items()}
+            | {"name": self.task.name},
+            "seed": self.seed,
+            "machine": machine_description(),
             "met": best is not None,
             "verdict": verdict(best, candidates, self.risk, self.min_speedup),
             "best": best,
