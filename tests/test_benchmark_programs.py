@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import alembert
 from alembert.benchmarks.evaluation import task_texts
@@ -450,6 +451,7 @@ def test_a_summary_of_compressions(program: Any, tmp_path: Path) -> None:
 def test_attention_kernels(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = program("attention_kernels")
     monkeypatch.setattr(module, "SHAPES", {"small": (2, 2, 5, 4)})
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     output = tmp_path / "kernels.json"
     results = module.main(["--repeats", "2", "--threads", "1", "--output", str(output)])
     assert json.loads(output.read_text()) == results

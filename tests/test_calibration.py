@@ -44,7 +44,7 @@ from alembert.benchmarks.risk_control import (
 from alembert.cli import calibrate as calibrate_command
 from alembert.cli.options import load_calibration_task, load_evaluation_task
 from alembert.common.files import read_json, write_json
-from alembert.models.loading import classifier_facts
+from alembert.models.loading import classifier_facts, weights_fingerprint
 from alembert.reports.calibration import calibration_table, verdict
 from alembert.runtime.calibration_file import (
     CALIBRATION_FILE,
@@ -740,12 +740,11 @@ def undivided(many: Task, tmp_path: Path) -> Path:
 
 def as_if_trained(run: Path, task: Task, seed: int, teacher: str | None = None) -> Path:
     """Makes a folder the run that training on the task with this seed would have left."""
-    configuration = {"task": task.describe(), "settings": {"seed": seed, "max_length": 32}}
+    configuration: dict[str, Any] = {"task": task.describe(), "settings": {"seed": seed, "max_length": 32}}
+    if teacher is not None:
+        configuration |= {"teacher": teacher, "teacher_files": weights_fingerprint(teacher)}
     run.mkdir(exist_ok=True)
-    write_json(
-        run / "alembert.json",
-        {"configuration": configuration | ({} if teacher is None else {"teacher": teacher})},
-    )
+    write_json(run / "alembert.json", {"configuration": configuration})
     return run
 
 
@@ -792,6 +791,10 @@ def test_rows_that_the_model_may_have_learned_are_refused(
     # Cut to fewer rows, one split still tells that both were divided alike.
     fewer = replace(ones, splits=ones.splits | {"dev": ones.dataset("dev").select(range(3))})
     assert not refused(as_if_trained(copied, fewer, 1, str(teacher)))
+    (teacher / "config.json").write_text("{}")  # trained anew since
+    assert refused(copied)
+    (teacher / "config.json").unlink()
+    assert not refused(copied)
     (copied / "alembert.json").unlink()
     assert refused(copied)
 

@@ -366,6 +366,9 @@ def test_what_cannot_be_compressed_is_refused(
     with pytest.raises(InputError, match=r"dev has 32 rows, .* takes 91 at the least"):
         compress(str(teacher), task, tmp_path / "d", max_drop=0.05)
     assert not (tmp_path / "d").exists()
+    known = replace(task, splits=task.splits | {"dev": task.dataset("train").select(range(20))})
+    with pytest.raises(InputError, match="all rows of dev stand in train"):
+        compress(str(teacher), known, tmp_path / "e", mode=EMPIRICAL)
     values = load_task(write_task(tmp_path / "values", "regression"))
     with pytest.raises(InputError, match="scale"):
         compress(str(teacher), values, tmp_path / "c")
@@ -387,7 +390,7 @@ class _Distil:
     """In place of distillation: remembers what it is told, and lets the work's clock run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.taken, self.interrupts = 0.0, 1.0, ""
+        self.now, self.taken, self.interrupts, self.fails = 0.0, 1.0, "", ""
         self.calls: list[tuple[str, float, float | None]] = []
         monkeypatch.setattr(WorkClock, "seconds", property(lambda _: self.now))
         monkeypatch.setattr(trainings_module.time, "monotonic", lambda: self.now)
@@ -401,6 +404,8 @@ class _Distil:
         self.now = max(self.now, min(self.now + self.taken, np.inf if stop_at is None else stop_at))
         if method == self.interrupts:
             raise KeyboardInterrupt
+        if method == self.fails:
+            raise InputError("diverged")
 
 
 def statuses(output: Path) -> dict[str, str]:
@@ -423,6 +428,9 @@ def test_the_budget_is_kept_whatever_trainings_take(
     assert second[0] == "alembert" and second[2] == pytest.approx(1.3 * wanted["alembert"])
     assert third[1] < 6, "the others took its time: fewer epochs"
     assert distil.now <= budget - kept_back + 1e-6
+    records = read_json(output / "compress.json")["trainings"]
+    assert records["exits"]["reason"] == "stopped when its time was up"
+    assert f"{third[1]:g} of 6 epochs" in records["student"]["reason"]
     assert set(statuses(output).values()) == {"done"}
 
 
@@ -451,6 +459,27 @@ def test_an_interrupted_training_goes_on_with_what_is_left_of_its_time(
     compress(str(teacher), many, output, max_drop=0.3, budget=10 * budget)
     assert [method for method, *_ in distil.calls] == ["alembert", "lrc-bert"]
     assert set(statuses(output).values()) == {"done"}
+
+
+def test_what_failed_is_planned_anew_with_another_budget(
+    many: Task, teacher: Path, tmp_path: Path, without_results: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "measure_pace", lambda *_: PACE)
+    distil, output = _Distil(monkeypatch), tmp_path / "small"
+    distil.fails, wanted = "alembert", plan(many, teacher, None)
+    budget = reserve(many, PACE, len(RECIPES)) + 1.1 * sum(training.seconds for training in wanted)
+    compress(str(teacher), many, output, max_drop=0.3, budget=budget)
+    assert statuses(output) == {"exits": "done", "student-exits": "failed", "student": "done"}
+    broken = output / "runs" / "student-exits"
+    broken.mkdir(parents=True)
+    distil.calls.clear()
+    distil.fails = ""
+    compress(str(teacher), many, output, max_drop=0.3, budget=2 * budget)
+    ((method, epochs, left),) = distil.calls
+    assert (method, epochs) == ("alembert", 6) and left is not None and left > wanted[1].seconds
+    assert not broken.exists() and set(statuses(output).values()) == {"done"}
+    planned = read_json(output / "compress.json")["plan"]
+    assert [training["name"] for training in planned] == ["exits", "student", "student-exits"]
 
 
 def test_beginning_anew(

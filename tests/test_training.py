@@ -24,6 +24,7 @@ from alembert.methods.base import validated
 from alembert.models.exit_heads import EXIT_HEADS
 from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
 from alembert.training import settings as training_settings
+from alembert.training.attention_kernel import attention_for_learning
 from alembert.training.objective import TaskObjective
 from alembert.training.run_directory import RunDirectory
 from alembert.training.runner import mean_exit_score, predict_logits, run_stages, tokenised
@@ -432,3 +433,11 @@ def test_an_encoder_without_dropout_learns_by_the_faster_attention(
     assert any(name.startswith("aten::_scaled_dot_product") for name in names)
     assert (FUSED in names) == expected
     assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_long_texts_keep_the_attention_that_saves_memory() -> None:
+    weights = list(torch.nn.Linear(2, 2).parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        for tokens, fused in ((128, False), (129, True)):
+            with attention_for_learning(weights, tokens):
+                assert torch.backends.cuda.flash_sdp_enabled() == fused

@@ -121,8 +121,7 @@ def paired_p_value(lost: int, gained: int, rows: int, budget: float, level: floa
        lost is Bin(m, (1 + d/s) / 2), which grows with d, and Z grows with lost. It is summed up exactly over m.
     3. s is bounded by a Clopper–Pearson interval from lost + gained ~ Bin(n, s) that misses with probability at most
        γ = δ/100, and p = γ + max over the interval (Berger and Boos, JASA 89, 1994). The maximum of this smooth
-       function, which may have several peaks, is looked for on two grids. Of thousands of random cases with up to
-       6,000 rows none was more than 1e-5 below the maximum over 1,000 shares.
+       function, which may have several peaks, is looked for on two grids.
 
     Args:
         lost, gained: counts, together at most `rows`.

@@ -132,7 +132,9 @@ def _load(model: str, data: str, problem_type: str | None, seed: int, columns: d
         )
 
     try:
-        task, has_dev = read("train"), "dev" in read().splits
+        task = read()
+        has_dev = "dev" in task.splits
+        task = task if has_dev and "train" in task.splits else read("train")
     except InputError as error:
         if not is_classifier:
             raise
@@ -171,7 +173,7 @@ def _print(summary: dict[str, Any], output: Path) -> None:
         )
     console.print(table)
     for name, training in summary["trainings"].items():
-        if training["status"] != "done":
+        if training["reason"] is not None:
             console.print(f"{name} {training['status']}: {training['reason']}", soft_wrap=True)
     console.print(summary["verdict"], style="bold", soft_wrap=True)
     if summary["unsure"] is not None:

@@ -155,7 +155,7 @@ def certify(
             task,
             "dev",
             budget,
-            [row["speed"] for row in record["curve"] if row["accepted"]],
+            [row["speed"] for row in record["curve"] if row["accepted"] and row["speed"] <= record["speed"]],
             answers=answers,
             reference_logits=reference_logits,
         )

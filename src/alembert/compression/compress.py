@@ -168,11 +168,15 @@ class _Work:
                 )
         if self.min_speedup is not None and self.min_speedup <= 0:
             raise InputError(f"min_speedup is {self.min_speedup}: it must be above 0, such as 4")
-        if self.folder.resolve() in Path(self.model).resolve().parents:
+        if Path(self.model).exists() and self.folder.resolve() in Path(self.model).resolve().parents:
             raise InputError(f"{self.model} lies in {self.folder}: give another --output")
         confidence = split_confidence(self.risk.confidence, len(RECIPES) + 1)
         needed = fewest_rows(self.task, replace(self.risk, confidence=confidence))
         rows = int(self.task.dataset("dev").num_rows)
+        if rows == 0:
+            raise InputError(
+                f"{self.task.name}: all rows of dev stand in train too: give rows of its own to dev"
+            )
         if self.risk.mode == CERTIFIED and rows < needed:
             raise InputError(
                 f"dev has {rows:,} rows, and to be {100 * self.risk.confidence:g}% sure of a drop of at most "
@@ -203,8 +207,7 @@ class _Work:
         if self.state.get("finished"):
             finished: dict[str, Any] = read_json(self.folder / SUMMARY)
             return finished
-        plan = self._plan()
-        self.trainings.run(plan, clock)
+        self.trainings.run(self._plan(clock), clock)
         exports = self._export()
         certificates = self._certify(exports)
         rows = self._benchmark(exports, certificates)
@@ -219,8 +222,9 @@ class _Work:
         self._save()
         return summary
 
-    def _plan(self) -> list[PlannedTraining]:
-        """Made once, so that a resumed work does what the first session announced."""
+    def _plan(self, clock: WorkClock) -> list[PlannedTraining]:
+        """Made once for a budget, so that a resumed work does what was announced; what is trained stays as it is."""
+        known = self.state["trainings"]
         if self.state["plan"] is None:
             try:
                 teacher, needs_finetuning = load_classifier(self.model), False
@@ -236,21 +240,24 @@ class _Work:
                 teacher,
                 self.task,
                 pace,
-                needs_finetuning=needs_finetuning,
+                needs_finetuning=needs_finetuning and TEACHER not in known,
                 max_length=self.max_length,
-                budget=self.budget,
+                budget=None if self.budget is None else self.budget - clock.seconds,
                 seed=self.seed,
-                recipes=RECIPES,
+                recipes=[recipe for recipe in RECIPES if recipe.name not in known],
             )
-            after = reserve(self.task, pace, len(plan))
+            after = reserve(self.task, pace, len(known) + len(plan))
+            before = [self.state["started"][name]["training"] for name in known]
             self.state |= {
-                "plan": [training.as_json() for training in plan],
+                "plan": [*before, *(training.as_json() for training in plan)],
                 "needs_finetuning": needs_finetuning,
                 "seconds_after_training": after,
             }
             self._save()
         plan = [PlannedTraining(**training) for training in self.state["plan"]]
-        announce_plan(plan, self.state["seconds_after_training"], self.budget)
+        to_come = [training for training in plan if training.name not in known]
+        left = None if self.budget is None else self.budget - clock.seconds
+        announce_plan(to_come, self.state["seconds_after_training"], left)
         return plan
 
     def _export(self) -> dict[str, Path]:
@@ -302,7 +309,8 @@ class _Work:
         path = self.folder / "benchmark" / "benchmark.json"
         measured = [name for name in exports if certificates[name].within_on_dev]
         names = {exports[name].name: name for name in measured}
-        if not path.exists() or self.state.get("benchmarked") != measured:
+        speeds = {name: certificates[name].speed for name in measured}
+        if not path.exists() or self.state.get("benchmarked") != speeds:
             split = "test" if "test" in self.task.splits else "dev"
             results = benchmark(
                 [str(self.trainings.folder_of(TEACHER)), *(str(exports[name]) for name in measured)],
@@ -314,14 +322,14 @@ class _Work:
                     repeats=3,
                     timing_rows=256,
                     latency_rows=32,
-                    model_speeds={str(exports[name]): (0.0, certificates[name].speed) for name in measured},
+                    model_speeds={str(exports[name]): (0.0, speeds[name]) for name in measured},
                     max_length=self.max_length,
                     seed=self.seed,
                 ),
                 progress=self.progress,
             )
             write_json(path, results)
-            self.state["benchmarked"] = measured
+            self.state["benchmarked"] = speeds
             self._save()
         rows = read_json(path)["results"]
         found = {

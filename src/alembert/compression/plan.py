@@ -17,7 +17,9 @@ from alembert.common.errors import InputError
 from alembert.compression.durations import format_duration
 from alembert.data.task import Task
 from alembert.models.layered import LayeredEncoder
+from alembert.training.attention_kernel import attention_for_learning
 from alembert.training.settings import TrainingSettings
+from alembert.training.stage_model import encoder_parameters
 
 logger = logging.getLogger("alembert")
 TEACHER = "teacher"
@@ -143,19 +145,28 @@ def measure_pace(
         ).to(device)
         # Without dropout another kernel would run, whose pace is not that of a training.
         model.train()
-        started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        started = _now(device)
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=autocast),
+            attention_for_learning(encoder_parameters(model), batch["input_ids"].shape[1]),
+        ):
             model(**batch).logits.float().sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        training.append(time.perf_counter() - started)
+        training.append(_now(device) - started)
         model.eval()
-        started = time.perf_counter()
+        started = _now(device)
         with torch.inference_mode():
             model(**batch)
-        evaluation.append((time.perf_counter() - started) / BATCH_SIZE)
+        evaluation.append((_now(device) - started) / BATCH_SIZE)
     return Pace(statistics.mean(training[1:]), statistics.mean(evaluation[1:]))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def make_plan(

@@ -12,8 +12,9 @@ from alembert.common.files import read_json, write_json
 STATE, SUMMARY = "compress.json", "summary.json"
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 """What became of a training."""
+RUNS = "runs"
 OF_AIMS = ("report", "benchmark")
-"""Folders of results that depend on what was asked. The model in `best/` stays until there is another."""
+"""Folders of results that depend on what was asked. `best/` stays until the next choice."""
 OF_TRAININGS = ("configuration", "plan", "needs_finetuning", "seconds_after_training", "started", "trainings")
 """Entries of the record that do not depend on what the result is to be."""
 
@@ -39,6 +40,9 @@ def open_state(
             state = {key: value for key, value in state.items() if key in OF_TRAININGS} | {"aims": aims}
             if before.get("budget_seconds") != aims["budget_seconds"]:
                 done = {name: it for name, it in state["trainings"].items() if it["status"] == DONE}
+                for name in [name for name, it in state["trainings"].items() if it["status"] == FAILED]:
+                    state["started"].pop(name, None)
+                    shutil.rmtree(folder / RUNS / name, ignore_errors=True)
                 state |= {"plan": None, "trainings": done}
             write_json(path, state)
             (folder / SUMMARY).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from alembert.common.errors import InputError
 from alembert.compression.durations import format_duration
 from alembert.compression.plan import TEACHER, PlannedTraining, shortened
 from alembert.compression.work_clock import WorkClock
-from alembert.compression.work_state import DONE, FAILED, SKIPPED
+from alembert.compression.work_state import DONE, FAILED, RUNS, SKIPPED
 from alembert.data.task import Task
 from alembert.methods.distillation import distill
 from alembert.training.finetuning import finetune
@@ -60,7 +60,7 @@ class Trainings:
         """The run directory of a model; the given folder for a teacher that came trained."""
         if name == TEACHER and not self._state["needs_finetuning"]:
             return Path(self._model)
-        return self._folder / "runs" / name
+        return self._folder / RUNS / name
 
     def trained(self) -> list[str]:
         """Names of the models that there are, the teacher first."""
@@ -88,14 +88,20 @@ class Trainings:
         # As it was begun: a run is only gone on with as what it is.
         begun, started = PlannedTraining(**before["training"]), before["at_seconds"]
         limit = None if left is None else min(left, started + _LIMIT * begun.seconds - clock.seconds)
+        stop_at = None if limit is None else time.monotonic() + limit
         try:
-            self._train(begun, None if limit is None else time.monotonic() + limit)
+            self._train(begun, stop_at)
         except InputError as error:
             if begun.method == "finetune":
                 raise
             self._note(begun.name, FAILED, str(error), clock.seconds - started)
             return
-        self._note(begun.name, DONE, None, clock.seconds - started)
+        notes = []
+        if begun.settings["epochs"] < training.settings["epochs"]:
+            notes.append(f"{begun.settings['epochs']:g} of {training.settings['epochs']:g} epochs")
+        if stop_at is not None and time.monotonic() >= stop_at:
+            notes.append("stopped when its time was up")
+        self._note(begun.name, DONE, ", ".join(notes) or None, clock.seconds - started)
 
     def _train(self, training: PlannedTraining, stop_at: float | None) -> None:
         output = self.folder_of(training.name)

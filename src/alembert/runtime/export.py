@@ -135,7 +135,9 @@ def read_hold_out(source: str | Path) -> HoldOut | None:
     if "teacher" not in trained:
         return own
     # A student has learned from whatever its teacher has, which may even be its backbone.
-    teacher = read_hold_out(trained["teacher"]) or HoldOut(own.seed, {})
+    # Another model may lie there by now.
+    is_same = weights_fingerprint(trained["teacher"]) == trained.get("teacher_files")
+    teacher = (read_hold_out(trained["teacher"]) if is_same else None) or HoldOut(own.seed, {})
     common = dict(own.rows_sha256.items() & teacher.rows_sha256.items())
     return HoldOut(teacher.seed if common else own.seed, common)
 

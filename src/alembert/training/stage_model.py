@@ -70,7 +70,7 @@ class StageModel(nn.Module):
 
     def _student_features(self, inputs: dict[str, Tensor], offset: Tensor | None = None) -> Features:
         objective = self.objective
-        with attention_for_learning(encoder_parameters(self.student)):
+        with attention_for_learning(encoder_parameters(self.student), inputs["input_ids"].shape[1]):
             return capture(
                 self.student,
                 inputs,
