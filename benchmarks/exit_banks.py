@@ -39,6 +39,11 @@ class ExitBanks(nn.Module):
         self.backbone = backbone
         self.heads = nn.ModuleList([model.exit_heads for model in banks.values()])
 
+    @property
+    def base_model(self) -> nn.Module:
+        """The encoder, which learns nothing."""
+        return self.backbone.full_model.base_model  # type: ignore[no-any-return]
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
         model, layered = self.backbone, self.backbone.layered
         exits: list[list[Tensor]] = [[] for _ in self.names]

@@ -47,7 +47,7 @@ SMALLER_COMMANDS = (
     ("k=4", "k=3"),
     ("--trials 8", "--trials 2"),
     ("--seeds 1,2,3", "--seeds 1"),
-    ("--budget 2h", "--budget 2h --max-train-rows 40"),
+    ("--budget 2h", "--budget 2h --max-train-rows 40 --max-drop 0.5"),
     ("benchmark ", "benchmark --repeats 1 --timing-rows 8 --latency-rows 2 --one-process "),
     ("report ", "report --repeats 1 --timing-rows 8 --latency-rows 2 --one-process "),
     (
@@ -173,7 +173,7 @@ def test_the_commands_of_a_page_run_in_turn(
             shutil.rmtree(output)  # what an earlier page would have left
         code = run(words)
         # Nothing may be good enough on so few rows; that is an answer too.
-        assert code == 0 or (words[0] == "compress" and code == 1), (command, capfd.readouterr().err[-2000:])
+        assert code == 0, (command, capfd.readouterr().err[-2000:])
 
 
 @pytest.mark.parametrize(
