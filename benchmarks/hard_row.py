@@ -92,8 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
         plain, adaptive = backend("plain", ()), backend("exits", exits)
         if batch_shape.rows == 1:
-            # The folder is gone when the first text comes.
-            assert adaptive._open_merged() is not None
+            # Now, for the folder is gone when the first text comes.
+            single_text_graph = adaptive._open_merged()
+            assert single_text_graph is not None, "texts would go through the segments instead"
     policy = ScriptedPolicy("entropy", "single_label_classification", len(exits) + 1)
     rows = batch_shape.rows
     candidates = {

@@ -408,16 +408,22 @@ class _Distil:
             raise InputError("diverged")
 
 
+@pytest.fixture
+def distil(monkeypatch: pytest.MonkeyPatch) -> _Distil:
+    """At the pace `PACE`."""
+    monkeypatch.setattr(module, "measure_pace", lambda *_: PACE)
+    return _Distil(monkeypatch)
+
+
 def statuses(output: Path) -> dict[str, str]:
     trainings = read_json(output / "compress.json")["trainings"]
     return {name: record["status"] for name, record in trainings.items()}
 
 
 def test_the_budget_is_kept_whatever_trainings_take(
-    many: Task, teacher: Path, tmp_path: Path, without_results: None, monkeypatch: pytest.MonkeyPatch
+    many: Task, teacher: Path, tmp_path: Path, without_results: None, distil: _Distil
 ) -> None:
-    monkeypatch.setattr(module, "measure_pace", lambda *_: PACE)
-    distil, output = _Distil(monkeypatch), tmp_path / "small"
+    output = tmp_path / "small"
     kept_back = reserve(many, PACE, len(RECIPES))
     wanted = {training.method: training.seconds for training in plan(many, teacher, None)}
     budget = kept_back + sum(wanted.values())
@@ -435,10 +441,9 @@ def test_the_budget_is_kept_whatever_trainings_take(
 
 
 def test_an_interrupted_training_goes_on_with_what_is_left_of_its_time(
-    many: Task, teacher: Path, tmp_path: Path, without_results: None, monkeypatch: pytest.MonkeyPatch
+    many: Task, teacher: Path, tmp_path: Path, without_results: None, distil: _Distil
 ) -> None:
-    monkeypatch.setattr(module, "measure_pace", lambda *_: PACE)
-    distil, output = _Distil(monkeypatch), tmp_path / "small"
+    output = tmp_path / "small"
     wanted = {training.method: training.seconds for training in plan(many, teacher, None)}
     kept_back = reserve(many, PACE, len(RECIPES))
     # Time enough for the first model, and hardly any for the others.
@@ -462,10 +467,9 @@ def test_an_interrupted_training_goes_on_with_what_is_left_of_its_time(
 
 
 def test_what_failed_is_planned_anew_with_another_budget(
-    many: Task, teacher: Path, tmp_path: Path, without_results: None, monkeypatch: pytest.MonkeyPatch
+    many: Task, teacher: Path, tmp_path: Path, without_results: None, distil: _Distil
 ) -> None:
-    monkeypatch.setattr(module, "measure_pace", lambda *_: PACE)
-    distil, output = _Distil(monkeypatch), tmp_path / "small"
+    output = tmp_path / "small"
     distil.fails, wanted = "alembert", plan(many, teacher, None)
     budget = reserve(many, PACE, len(RECIPES)) + 1.1 * sum(training.seconds for training in wanted)
     compress(str(teacher), many, output, max_drop=0.3, budget=budget)
@@ -483,10 +487,9 @@ def test_what_failed_is_planned_anew_with_another_budget(
 
 
 def test_beginning_anew(
-    many: Task, teacher: Path, tmp_path: Path, without_results: None, monkeypatch: pytest.MonkeyPatch
+    many: Task, teacher: Path, tmp_path: Path, without_results: None, distil: _Distil
 ) -> None:
-    monkeypatch.setattr(module, "measure_pace", lambda *_: PACE)
-    distil, output = _Distil(monkeypatch), tmp_path / "small"
+    output = tmp_path / "small"
     for times in (1, 2):
         compress(str(teacher), many, output, max_drop=0.3, overwrite=times == 2)
         assert len(distil.calls) == times * len(RECIPES)

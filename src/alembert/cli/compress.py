@@ -111,7 +111,7 @@ def _load(model: str, data: str, problem_type: str | None, seed: int, columns: d
     """
     from alembert.data import load_task
     from alembert.models.loading import classifier_facts, load_any
-    from alembert.runtime.export import held_out_alike, read_hold_out
+    from alembert.runtime.hold_out import held_out_alike, read_hold_out
 
     _, is_classifier = load_any(model)
     hold_out = read_hold_out(model)

@@ -275,7 +275,7 @@ def _load_labelled(
 ) -> tuple[Any, str, str | None]:
     """The task, a split (the first of `order` unless given), and why its rows may not be new to the model, if so."""
     from alembert.data import load_task
-    from alembert.runtime.export import held_out_alike, read_hold_out
+    from alembert.runtime.hold_out import held_out_alike, read_hold_out
 
     hold_out = read_hold_out(run)
     seed = 42 if hold_out is None else hold_out.seed

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alembert.common.errors import InputError
 from alembert.common.files import file_sha256, write_text
-from alembert.data.task import Task, rows_sha256
 from alembert.models.bilstm import BilstmForSequenceClassification
 from alembert.models.loading import (
     classifier_facts,
@@ -25,6 +24,7 @@ from alembert.models.loading import (
     weights_fingerprint,
 )
 from alembert.models.multi_exit import MultiExitModel
+from alembert.runtime.hold_out import read_hold_out
 from alembert.runtime.manifest import (
     HIDDEN_STATES,
     MANIFEST_FILE,
@@ -32,11 +32,9 @@ from alembert.runtime.manifest import (
     PRECISIONS,
     TOKENIZER_FILE,
     Head,
-    HoldOut,
     Manifest,
     MergedGraph,
     Segment,
-    is_exported,
 )
 from alembert.runtime.policies import ExitPolicy, default_policy
 
@@ -118,35 +116,6 @@ def export_classifier(
         write_text(folder / "README.md", _card(manifest, output.name))
         manifest.write(folder)
     return manifest
-
-
-def read_hold_out(source: str | Path) -> HoldOut | None:
-    """What a run, or the run that was exported, held out of train; None where there is no record of it."""
-    if is_exported(source):
-        return Manifest.read(source).hold_out
-    trained = run_configuration(source)
-    if not trained.get("task"):
-        return None
-    splits = trained["task"]["splits"]
-    own = HoldOut(
-        seed=trained["settings"]["seed"],
-        rows_sha256={name: splits[name]["sha256"] for name in ("train", "dev") if name in splits},
-    )
-    if "teacher" not in trained:
-        return own
-    # A student has learned from whatever its teacher has, which may even be its backbone.
-    # Another model may lie there by now.
-    is_same = weights_fingerprint(trained["teacher"]) == trained.get("teacher_files")
-    teacher = (read_hold_out(trained["teacher"]) if is_same else None) or HoldOut(own.seed, {})
-    common = dict(own.rows_sha256.items() & teacher.rows_sha256.items())
-    return HoldOut(teacher.seed if common else own.seed, common)
-
-
-def held_out_alike(task: Task, hold_out: HoldOut | None) -> bool:
-    """Whether a task's dev rows, held out of its train rows, are surely new to the model that `hold_out` is of."""
-    # One is enough: the other may have been cut to fewer rows for the run.
-    known = {} if hold_out is None else hold_out.rows_sha256
-    return any(rows_sha256(task.dataset(split)) == sha256 for split, sha256 in known.items())
 
 
 def _set_policy(config: Any, policy: str | None, top_k: int | None, size: tuple[str, int, int]) -> None:
