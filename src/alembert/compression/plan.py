@@ -180,10 +180,9 @@ def make_plan(
     seed: int,
     recipes: Sequence[Recipe] = RECIPES,
 ) -> list[PlannedTraining]:
-    """The trainings that fit the budget, in order.
+    """The trainings worth having, in order, each with all the epochs that are wanted; `fitted` cuts them to the time.
 
-    Epochs are cut alike for all when time is short. When that would leave too little of each, the last recipe is
-    left out instead. Fine-tuning, where it is needed, gets two fifths of the time at most; InputError where that is
+    Fine-tuning, where it is needed, is cut here: it gets two fifths of the budget at most. InputError where that is
     next to nothing.
 
     Args:
@@ -231,16 +230,21 @@ def make_plan(
         )
         for recipe in recipes
     ]
-    if budget is None:
-        return [*first, *wanted]
-    spent = sum(training.seconds for training in first)
-    while wanted:
-        left = budget - spent - reserve(task, pace, len(wanted))
-        share = min(1.0, left / sum(training.seconds for training in wanted))
+    return [*first, *wanted]
+
+
+def fitted(trainings: Sequence[PlannedTraining], seconds: float | None) -> list[PlannedTraining]:
+    """What fits in so many seconds: epochs are cut alike for all.
+
+    When that would leave too little of each, the last ones are left out instead.
+    """
+    chosen = list(trainings)
+    while chosen and seconds is not None:
+        share = min(1.0, seconds / sum(training.seconds for training in chosen))
         if share >= _SHORTEST_SHARE:
-            return [*first, *(_cut(training, share) for training in wanted)]
-        wanted.pop()
-    return first
+            return [_cut(training, share) for training in chosen]
+        chosen.pop()
+    return chosen
 
 
 def reserve(task: Task, pace: Pace, models: int) -> float:
@@ -250,25 +254,31 @@ def reserve(task: Task, pace: Pace, models: int) -> float:
     return reads * pace.evaluated_row + _SECONDS_TO_START + _SECONDS_TO_EXPORT * (models + 1)
 
 
-def announce_plan(plan: Sequence[PlannedTraining], seconds_after: float, budget: float | None) -> None:
-    """Logs what will be trained and how long all of it takes, with `seconds_after` for what follows the trainings."""
-    seconds = sum(training.seconds for training in plan) + seconds_after
-    for training in plan:
+def announce_plan(plan: Sequence[PlannedTraining], seconds_after: float, seconds: float | None) -> None:
+    """Logs what will be trained and how long all of it takes.
+
+    Args:
+        plan: what is to be trained.
+        seconds_after: for what follows the trainings.
+        seconds: left of the budget, or None.
+    """
+    first = [training for training in plan if training.name == TEACHER]
+    others = plan[len(first) :]
+    before = sum(training.seconds for training in first)
+    chosen = [*first, *fitted(others, None if seconds is None else seconds - seconds_after - before)]
+    for training in chosen:
         what = training.method if training.student is None else f"{training.method}, {training.student}"
         logger.info(
             "%s (%s): %s epochs, about %s",
             training.name, what, training.settings["epochs"], format_duration(training.seconds),
         )  # fmt: skip
-    allowed = "" if budget is None else f" of {format_duration(budget)}"
-    logger.info("All of it takes about %s%s.", format_duration(seconds), allowed)
-    if budget is not None and seconds > 1.02 * budget:
-        logger.warning("Even the shortest plan may take longer than %s.", format_duration(budget))
-
-
-def shortened(training: PlannedTraining, seconds: float) -> PlannedTraining | None:
-    """A planned training in so many seconds, with fewer epochs; None where these would be too few to be worth it."""
-    share = min(1.0, seconds / training.seconds)
-    return _cut(training, share) if share >= _SHORTEST_SHARE else None
+    for training in plan[len(chosen) :]:
+        logger.info("%s: only if the others take less time than expected", training.name)
+    needed = sum(training.seconds for training in chosen) + seconds_after
+    allowed = "" if seconds is None else f" of {format_duration(seconds)}"
+    logger.info("All of it takes about %s%s.", format_duration(needed), allowed)
+    if seconds is not None and needed > 1.02 * seconds:
+        logger.warning("Even the shortest plan may take longer than %s.", format_duration(seconds))
 
 
 def _cut(training: PlannedTraining, share: float) -> PlannedTraining:

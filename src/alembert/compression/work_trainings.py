@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alembert.common.errors import InputError
 from alembert.compression.durations import format_duration
-from alembert.compression.plan import TEACHER, PlannedTraining, shortened
+from alembert.compression.plan import TEACHER, PlannedTraining, fitted
 from alembert.compression.work_clock import WorkClock
 from alembert.compression.work_state import DONE, FAILED, RUNS, SKIPPED
 from alembert.data.task import Task
@@ -52,9 +53,10 @@ class Trainings:
 
         Raises InputError where the teacher cannot be fine-tuned; what else fails is noted.
         """
-        for training in plan:
-            if training.name not in self._state["trainings"]:
-                self._run_one(training, clock)
+        to_come = [training for training in plan if training.name not in self._state["trainings"]]
+        while to_come:
+            training = to_come.pop(0)
+            self._run_one(training, to_come, self._slowness(plan), clock)
 
     def folder_of(self, name: str) -> Path:
         """The run directory of a model; the given folder for a teacher that came trained."""
@@ -67,22 +69,37 @@ class Trainings:
         done = [name for name, record in self._state["trainings"].items() if record["status"] == DONE]
         return [TEACHER, *(name for name in done if name != TEACHER)]
 
-    def _run_one(self, training: PlannedTraining, clock: WorkClock) -> None:
+    def _slowness(self, plan: Sequence[PlannedTraining]) -> float:
+        """The most time that a finished training took of what its epochs were expected to; 1 before there is one."""
+        found = []
+        for training in plan:
+            record = self._state["trainings"].get(training.name)
+            if record is not None and record["status"] == DONE:
+                begun = self._state["started"][training.name]["training"]
+                share = begun["settings"]["epochs"] / training.settings["epochs"]
+                found.append(record["seconds"] / (share * training.seconds))
+        return max(found, default=1.0)
+
+    def _run_one(
+        self, training: PlannedTraining, later: Sequence[PlannedTraining], slowness: float, clock: WorkClock
+    ) -> None:
         left = None
         if self._budget is not None:
             left = max(0.0, self._budget - clock.seconds - self._state["seconds_after_training"])
         before = self._state["started"].get(training.name)
         if before is None:
-            fitting = training
+            begun = training
             if left is not None and training.name != TEACHER:
-                shorter = shortened(training, left)
-                if shorter is None:
-                    needed = format_duration(training.seconds)
+                expected = [replace(it, seconds=slowness * it.seconds) for it in (training, *later)]
+                fitting = fitted(expected, left)
+                if not fitting:
+                    needed = format_duration(expected[0].seconds)
                     reason = f"{format_duration(left)} were left, and it takes {needed}"
                     self._note(training.name, SKIPPED, reason, 0.0)
                     return
-                fitting = shorter
-            before = {"training": fitting.as_json(), "at_seconds": clock.seconds}
+                # Where others were fast, this one is not stopped for taking what it was first expected to.
+                begun = replace(fitting[0], seconds=fitting[0].seconds / min(1.0, slowness))
+            before = {"training": begun.as_json(), "at_seconds": clock.seconds}
             self._state["started"][training.name] = before
             self._save()
         # As it was begun: a run is only gone on with as what it is.
