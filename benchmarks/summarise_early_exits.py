@@ -80,17 +80,21 @@ def spread(values: Sequence[float]) -> str:
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Mean difference of the areas over common seeds, and its 95% interval over common resamples of the test rows."""
+    """Mean difference of the areas ± its standard deviation over common seeds, and its 95% interval.
+
+    The interval is over common resamples of the test rows.
+    """
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         return "–"
-    mean = np.mean([ours[seed]["test"]["area"] - theirs[seed]["test"]["area"] for seed in seeds])
+    found = [ours[seed]["test"]["area"] - theirs[seed]["test"]["area"] for seed in seeds]
     samples = [
         np.subtract(ours[seed]["test"]["area_samples"], theirs[seed]["test"]["area_samples"])
         for seed in seeds
     ]
     low, high = np.percentile(np.mean(samples, axis=0), (2.5, 97.5))
-    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    scatter = f" ± {100 * np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
+    return f"{100 * np.mean(found):+.1f}{scatter} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def plot(studies: Sequence[dict[str, Any]], path: Path) -> None:

@@ -309,6 +309,25 @@ def test_a_study_of_methods_of_exits_and_its_tables(
     assert output.with_suffix(".png").stat().st_size > 10_000
 
 
+def test_what_slim_exits_keep_of_a_teacher(
+    program: Any, teacher: Path, fast: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    module, path = program("slim_exits"), tmp_path / "slim.json"
+    arguments = ["--teacher", str(teacher), "--data", str(task_folder), "--output", str(path)]
+    with pytest.raises(InputError, match="holds no model"):
+        module.main([*arguments, "--model", str(tmp_path)])
+    module.main([*arguments, "--model", str(fast)])
+    found = json.loads(path.read_text())
+    accuracy = found["teacher"]["accuracy"]
+    assert list(found["at_speedup"]) == [f"{speed_up:g}" for speed_up in module.SPEED_UPS]
+    for result in found["at_speedup"].values():
+        assert result["share_of_teacher"] == pytest.approx(result["accuracy"] / accuracy, abs=1e-4)
+        low, high = result["share_interval"]
+        assert low <= result["share_of_teacher"] <= high
+    # Its exits save at most three quarters of four layers: beyond that only the commonest answer is cheaper.
+    assert found["at_speedup"]["24"]["accuracy"] < found["at_speedup"]["2"]["accuracy"]
+
+
 def test_areas_of_exits(program: Any) -> None:
     module = program("early_exit_study")
     shares = np.array([0.0, 1 / 12, 1 / 2, 1.0])
