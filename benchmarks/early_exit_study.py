@@ -42,6 +42,8 @@ from alembert.training.settings import TrainingSettings
 
 HALF = "half"
 """A student of half the teacher's layers."""
+FIRST_HALF = (1, 2, 3, 4, 5, 6)
+"""Of twelve layers, instead of evenly spread ones."""
 FROZEN: dict[str, tuple[str, PlacementOptions]] = {
     "fastbert": ("fastbert", ExitOptions()),
     "ms-bert, paper": ("ms-bert", MsBertOptions(emd="histogram", weighting="paper")),
@@ -61,6 +63,8 @@ MOVING: dict[str, tuple[tuple[str, dict[str, Any], float], ...]] = {
         ("pabee", _MEAN | {"exit_epochs": 1.0}, 0.5),
     ),
     "alembert, all layers": (("alembert", {"depth": 1.0}, 1.0),),
+    "alembert, two thirds": (("alembert", {"depth": 0.6667}, 1.0),),
+    "alembert, first layers": (("alembert", {"init_layers": FIRST_HALF}, 1.0),),
     "alembert": (("alembert", {}, 1.0),),
 }
 """Of the rows whose backbone learns: methods in turn, with options and share of the budget."""
@@ -134,9 +138,13 @@ def open_study(arguments: argparse.Namespace, task: Task) -> dict[str, Any]:
         return new
     study: dict[str, Any] = read_json(arguments.json)
     # As JSON has it: no tuples.
-    if (study["rows"], study["settings"]) != (rows, json.loads(json.dumps(settings))):
+    settings, known = json.loads(json.dumps(settings)), study["settings"]
+    same = study["rows"] == rows and all(known[name] == settings[name] for name in ("model", "training"))
+    for kind in ("frozen", "moving"):
+        same = same and all(settings[kind].get(row, way) == way for row, way in known[kind].items())
+    if not same:
         raise InputError(f"{arguments.json} holds a study with other rows or settings: choose another --json")
-    return study
+    return study | {"settings": settings}
 
 
 def trained(
@@ -163,12 +171,13 @@ def trained(
         for number, (method, options, share) in enumerate(steps, 1):
             name = f"{slug(row)}-{seed}" if number == len(steps) else f"{slug(row)}-{seed}-step-{number}"
             separate = find_method(method).separate_teacher
-            halved = number > 1 or options.get("student") == HALF or (separate and options.get("depth") != 1)
-            depth = student_depth(config.num_hidden_layers, 0.5)
+            halved = number > 1 or options.get("student") == HALF
+            depth_share = 0.5 if halved else options.get("depth", 0.5 if separate else 1.0)
+            depth = student_depth(config.num_hidden_layers, depth_share)
             student = f"{depth}x{config.hidden_size}" if options.get("student") == HALF else None
             epochs = epochs_within(
                 share * settings.epochs,
-                layers=depth / config.num_hidden_layers if halved else 1.0,
+                layers=depth / config.num_hidden_layers,
                 exit_epochs=options.get("exit_epochs", 1.0 if method == "alembert" else 0.0),
                 has_teacher=separate,
             )

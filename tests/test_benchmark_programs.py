@@ -299,9 +299,16 @@ def test_a_study_of_methods_of_exits_and_its_tables(
         assert list(test["exits"]) == (["1", "2"] if row in rows[3:] else ["1", "2", "3", "4"])
     # A frozen backbone's last answers are the teacher's.
     assert results["results"]["fastbert"]["1"]["test"]["exits"]["4"] == pytest.approx(teacher)
-    before = study.read_text()
+    # A study from before there was a row goes on; one in which a row was something else does not.
+    before = json.loads(study.read_text())
+    added = before["settings"]["moving"].pop("alembert, two thirds")
+    study.write_text(json.dumps(before))
     module.main([*arguments, "--rows", ";".join(rows)])
-    assert json.loads(study.read_text())["results"] == json.loads(before)["results"]
+    assert json.loads(study.read_text())["results"] == before["results"]
+    before["settings"]["moving"]["alembert"] = added
+    (tmp_path / "other.json").write_text(json.dumps(before))
+    with pytest.raises(InputError, match="other rows or settings"):
+        module.main([*arguments[:7], str(tmp_path / "other.json"), *arguments[8:], "--rows", "alembert"])
     output = tmp_path / "tables"
     program("summarise_early_exits").main([str(study), "--output", str(output)])
     page = output.with_suffix(".md").read_text()
