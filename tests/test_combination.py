@@ -129,6 +129,26 @@ def test_augmented_rows_are_every_steps_train_split(teacher: Path, task_folder: 
         assert [stage["global_step"] for stage in history.values()] == [12] * stages
 
 
+@pytest.mark.parametrize("method", ["fastbert", "ms-bert"])
+def test_texts_without_labels_teach_exits(
+    method: str, teacher: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    lines = (task_folder / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    texts = [line.split("\t")[1] for line in lines]
+    found = []
+    for label in ("food", "sport"):
+        unlabelled = tmp_path / f"{label}.tsv"
+        unlabelled.write_text("\n".join(["label\ttext", *(f"{label}\t{text}" for text in texts)]) + "\n")
+        output = tmp_path / label
+        assert distill(method, teacher, task_folder, output, "--augmented", unlabelled) == 0
+        found.append(load_classifier(str(output)).state_dict())
+    # Whatever label stands there, the exits are the same, and they have learned.
+    for name, weight in found[0].items():
+        assert weight.equal(found[1][name]), name
+    exits = json.loads((tmp_path / "food" / "metrics.json").read_text())["test"]["exits"]
+    assert max(exit["accuracy"] for exit in exits.values()) > 0.6
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 

@@ -18,8 +18,6 @@ from alembert.cli.app import run
 def test_two_processes_end_where_one_does(
     teacher: Path, task_folder: Path, tmp_path: Path, method: str
 ) -> None:
-    program = tmp_path / "program.py"
-    program.write_text("from alembert.cli import main\n\nmain()\n", encoding="utf-8")
     options = [
         "distill", "--method", method, "--teacher", str(teacher), "--data", str(task_folder),
         "--set", "placement=all", "--epochs", "2", "--batch-size", "4", "--learning-rate", "1e-3",
@@ -27,7 +25,7 @@ def test_two_processes_end_where_one_does(
     ]  # fmt: skip
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
-        [*launcher, str(program), *options, "--output", str(tmp_path / "two")],
+        [*launcher, "-m", "alembert", *options, "--output", str(tmp_path / "two")],
         capture_output=True,
         text=True,
         timeout=300,

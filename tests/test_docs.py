@@ -77,6 +77,13 @@ def test_options_table_is_complete_and_right(page: Path) -> None:
     assert documented == {name: f"`{field.default}`" for name, field in options.items()}
 
 
+def test_table_of_training_settings_is_complete_and_right() -> None:
+    page = ROOT / "docs" / "training.md"
+    (section,) = page.read_text(encoding="utf-8").split("\n## ")[:1]
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", section, re.M)
+    assert dict(rows) == {name: str(field.default) for name, field in TrainingSettings.model_fields.items()}
+
+
 @by_method
 def test_presets_table_is_complete_and_right(page: Path) -> None:
     method = METHODS[page.stem]

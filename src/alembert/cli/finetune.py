@@ -15,7 +15,7 @@ def finetune(
     data: o.DataOption,
     output: o.OutputOption,
     head: Annotated[
-        str, typer.Option(help="stock, or an exit head kind: fastbert, pooled, linear.")
+        str, typer.Option(help="stock, or an exit head kind: fastbert, pooled, linear, mean.")
     ] = "stock",
     config: o.ConfigOption = None,
     task: o.TaskOption = None,
