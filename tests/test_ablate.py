@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,35 @@ def test_finished_runs_are_reused(
         options=STUDENT | {"intermediate_epochs": 1}, settings=TINY,
     )  # fmt: skip
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")} == before
-    by_name = {row["name"]: row for row in results["rows"]}
-    assert [row["name"] for row in again["rows"]] == [FULL, "mapping-top"]
-    assert all(row == by_name[row["name"]] for row in again["rows"])
+    # Rows that were not asked for again stay in the table.
+    assert again["rows"] == results["rows"] and len(results["rows"]) > 2
+
+
+def test_a_seed_that_diverges_leaves_the_others(
+    tinybert: tuple[Path, dict[str, Any]],
+    teacher: Path,
+    task: alembert.Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measure = ablation_module.measure
+
+    def diverged(run: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        bad = {"metric": float("nan")} if run.name == "seed-2" else {}
+        return measure(run, *arguments, **options) | bad
+
+    monkeypatch.setattr(ablation_module, "measure", diverged)
+    folder = tmp_path / "table"
+    shutil.copytree(tinybert[0], folder)
+    # Only the runs are left: the table is made anew.
+    folder.joinpath("ablation.json").write_text("{}")
+    results = ablate(
+        "tinybert", str(teacher), task, folder, seeds=[1, 2], rows=["mapping-top"], student="2x16",
+        options=STUDENT | {"intermediate_epochs": 1}, settings=TINY,
+    )  # fmt: skip
+    for row in results["rows"]:
+        assert row["state"] == "complete" and [run["seed"] for run in row["runs"]] == [1]
+        assert row["message"].startswith("seed 2:") and "diverged" in row["message"]
 
 
 def test_interrupted_table_goes_on(

@@ -660,11 +660,13 @@ def test_command_refuses_before_it_measures(
     for arguments, words in (
         ([teacher, *common, "--speed", "1.5"], "1.5"),
         ([teacher, *common, "--against", "theirs"], "NAME=command"),
+        ([teacher, *common, "--against", "x=run 'a {input} {output}"], "no shell line"),
         ([teacher, *common, "--torch-precision", "int4"], "int4"),
         ([fast, *common, "--exits", "2,9"], "no exit after layer 9"),
         ([fast, *common, "--policy", "guess"], "guess"),
         ([tmp_path / "none", *common], "none"),
         ([teacher, "--data", tmp_path / "none", "--output", output], "none"),
+        ([teacher, "--data", task_folder, "--output", task_folder / "dev.tsv"], "is a file"),
     ):
         assert words in refused(*arguments), arguments
         assert not output.exists()

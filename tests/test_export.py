@@ -153,6 +153,8 @@ class TestFolder:
         manifest = export_classifier(tmp_path / "model", tmp_path / "out", precision="fp32")
         assert (manifest.problem_type, manifest.label_names) == (problem_type, tuple(names))
         assert (manifest.is_pair, manifest.max_length) == (None, 64)
+        shorter = export_classifier(tmp_path / "model", tmp_path / "short", precision="fp32", max_length=20)
+        assert shorter.max_length == Manifest.read(tmp_path / "short").max_length == 20
         batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
         with torch.no_grad():
             expected = model(**batch).logits

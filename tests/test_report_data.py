@@ -213,6 +213,9 @@ def test_extra_parts_are_merged_and_a_given_benchmark_is_used(
     without = [row for row in given["results"] if row["name"] != "fast"]
     with pytest.raises(InputError, match="does not hold"):
         collect_report(sources, task, "test", benchmark=given | {"results": without})
+    # Its ratios are against its own first model.
+    with pytest.raises(InputError, match="the same model first"):
+        collect_report(sources[::-1], task, "test", benchmark=given)
     with pytest.raises(InputError, match="price"):
         collect_report(sources, task, "test", price_per_hour=-1.0)
     with pytest.raises(InputError, match="no train2"):

@@ -267,6 +267,14 @@ def test_guarantees_in_words() -> None:
     assert wording.headline(report).endswith("95% sure of at most 1.0% of answers other than those of other")
     report["verdict"]["against_baseline"] = True
     assert wording.headline(report).endswith("95% sure of ≤ 1.0% changed answers")
+    report["task"]["metric"] = "f1_macro"
+    report["verdict"]["guarantee"] |= {"risk": "accuracy-drop", "per_class": False}
+    assert wording.headline(report).endswith("95% sure of ≤ 1.0 of accuracy lost")
+    report["verdict"]["guarantee"]["scale"] = 5.0
+    promised = "the mean error is larger than that of other by at most 0.05"
+    assert wording.headline(report).endswith(f"95% sure: {promised}")
+    assert promised in wording.guarantee_sentence(report)
+    report["verdict"]["guarantee"] |= {"risk": "disagreement", "per_class": True, "scale": None}
     said = wording.guarantee_sentence(report)
     assert "of every class differ" in said and "rows of this report" in said
     for speed, origin, expected in (

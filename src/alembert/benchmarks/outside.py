@@ -62,6 +62,10 @@ class OutsideProgram:
                     f"--against {name}: the command lacks {placeholder}; it must read texts, one per line, from "
                     "{input} and write their labels, one per line, to {output}"
                 )
+        try:
+            shlex.split(command)
+        except ValueError as error:
+            raise InputError(f"--against {name}: the command is no shell line ({error})") from error
         return cls(name.strip(), command.strip())
 
     def label(self, texts: Sequence[Text]) -> tuple[list[str], ProcessRun]:

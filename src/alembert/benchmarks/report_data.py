@@ -82,8 +82,11 @@ def collect_report(
     records = [run_record(source) for source in sources]
     notify = progress or (lambda *_: None)
     names = _names(sources)
+    max_length = settings.max_length if settings is not None else None
+    if benchmark is not None:
+        max_length = benchmark["settings"].get("max_length")
     models = [
-        report_model(source, name, task, split, examples, batch_tokens, notify)
+        report_model(source, name, task, split, examples, batch_tokens, max_length, notify)
         for source, name in zip(sources, names, strict=True)
     ]
     measured_here = benchmark is None
@@ -141,6 +144,11 @@ def check_benchmark(benchmark: Mapping[str, Any], sources: Sequence[str], task: 
         raise InputError(
             f"the benchmark is of {there[0]}, {there[1]} rows, {there[2]}; the report of {here[0]}, {here[1]} rows, "
             f"{here[2]}: give the same --data, --split and --max-rows to both"
+        )
+    if not is_of(benchmark["results"][0], sources[0]):
+        raise InputError(
+            f"the benchmark compares with {benchmark['results'][0]['name']}, its first model, and the report with "
+            f"{sources[0]}: give the same model first to both"
         )
     for source in sources:
         if not any(is_of(row, source) for row in benchmark["results"]):

@@ -36,7 +36,19 @@ TOLERATED_DROP = 0.01
 CALIBRATED, OWN, PICKED = "calibrated", "own", "picked"
 """Where a default speed comes from: calibration.json, config.json, or the very rows of the report."""
 _CALIBRATION_KEYS = (
-    *("speed", "risk", "max_drop", "confidence", "mode", "per_class", "reference", "data", "split", "rows"),
+    *(
+        "speed",
+        "risk",
+        "max_drop",
+        "scale",
+        "confidence",
+        "mode",
+        "per_class",
+        "reference",
+        "data",
+        "split",
+        "rows",
+    ),
     *("at_speed", "next", "created"),
 )
 _OWN_RISKS = (ACCURACY_DROP, DISAGREEMENT)
@@ -62,13 +74,22 @@ class ReportedModel:
 
 
 def report_model(
-    source: str, name: str, task: Task, split: str, each: int, batch_tokens: int | None, progress: Progress
+    source: str,
+    name: str,
+    task: Task,
+    split: str,
+    each: int,
+    batch_tokens: int | None,
+    max_length: int | None,
+    progress: Progress,
 ) -> ReportedModel:
     """Runs a model over a split once and collects what the report shows of it.
 
+    `each` is examples of each kind; texts are cut to `max_length` tokens, where it is not the model's own.
+
     Raises InputError when the model cannot be loaded or a text is empty.
     """
-    classifier = AdaptiveClassifier.from_pretrained(source, batch_tokens=batch_tokens)
+    classifier = AdaptiveClassifier.from_pretrained(source, batch_tokens=batch_tokens, max_length=max_length)
     texts, labels = task_texts(task, split), np.asarray(task.dataset(split)["labels"])
     answers = collect_answers(
         classifier, texts, lambda done, total: progress(f"{name}: running every exit", done, total)

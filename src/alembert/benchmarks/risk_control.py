@@ -38,6 +38,8 @@ _GRIDS = (65, 17)
 """Shares at which `paired_p_value` looks for the largest probability, and again between the best one's neighbours."""
 _NEGLIGIBLE = 1e-13
 """Chances below this count in full, which errs on the safe side, rather than being worked out."""
+_CLOSEST = 1e-9
+"""To the budget that a risk may come for any number of rows to be worked out."""
 _POWER = 0.8
 """`rows_needed` aims at this probability of certifying."""
 _QUANTILE = NormalDist().inv_cdf
@@ -275,10 +277,10 @@ def rows_needed(kind: LossKind, risk: float, spread: float, budget: float, level
         level: δ.
 
     Returns:
-        The number of rows; None where the risk is not below the budget, so that no number would do.
+        The number of rows; None where the risk is not clearly below the budget, so that no number would do.
     """
     gap = budget - risk
-    if gap <= 0:
+    if gap < _CLOSEST:
         return None
     z_level, z_power = -_QUANTILE(level), _QUANTILE(_POWER)
     variance, doubt = max(spread - risk**2, 0.0), math.log(1 / level)

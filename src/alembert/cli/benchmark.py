@@ -109,6 +109,7 @@ def benchmark(
         own_processes=not one_process,
         seed=seed,
     )
+    o.check_output_folder(output)
     facts = check_models(models)[0]
     loaded, split = o.load_evaluation_task(
         data,

@@ -79,6 +79,8 @@ def calibrate(
         raise InputError(
             f"{run}: is no folder, so the speed cannot be stored in it; name a file with --output"
         )
+    if output is not None and output.is_dir():
+        raise InputError(f"--output {output}: is a folder; name a file")
     o.quiet_libraries()
     from alembert.benchmarks.calibration import SPEEDS, store
     from alembert.benchmarks.calibration import calibrate as run_calibration

@@ -75,6 +75,7 @@ def evaluate(
     )
     loaded = o.limit_rows(loaded, {split: max_rows}, seed)
     folder = output or (Path(run) / "evaluation" if Path(run).is_dir() else Path("evaluation"))
+    o.check_output_folder(folder)
     with ProgressBars() as notify:
         results = run_evaluation(
             classifier,

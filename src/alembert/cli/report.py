@@ -67,8 +67,7 @@ def report(
     check_report_extra()
     if benchmark is not None and not benchmark.is_file():
         raise InputError(f"--benchmark {benchmark}: there is no such file")
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output {output}: is a file; name a folder")
+    o.check_output_folder(output)
     measured = None if benchmark is None else read_json(benchmark)
     if measured is not None and not isinstance(measured, dict):
         raise InputError(f"--benchmark {benchmark}: is not what alembert benchmark writes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ import torch
 from datasets import Dataset
 
 from alembert.common.errors import InputError
-from alembert.common.files import write_json
+from alembert.common.files import read_json, write_json
 from alembert.compression.measuring import measure
 from alembert.data.task import Task
 from alembert.methods.ablations import FULL, AblationRow, AblationTable, Step, find_ablations
@@ -73,7 +74,8 @@ def ablate(
         method: one of `alembert.methods.ablations.ABLATIONS`.
         teacher: folder or hub id of a fine-tuned classifier.
         task: with train and dev splits; test is measured where there is one.
-        output_dir: folder of the table; `ablation.json` is written after every run.
+        output_dir: folder of the table; `ablation.json` is written after every row. Rows that are there and do not run
+            now are kept, if all else was the same.
         seeds: of initialisation, order and dropout. The data is the same for all.
         rows: names of some of the rows; the full method always goes with them. None = all that the command can run.
         speed: at which models with exits are judged.
@@ -125,15 +127,30 @@ def ablate(
             entry.name not in known for entry in common.folder.iterdir() if not entry.name.startswith(".")
         ):
             raise InputError(f"{common.folder} exists and holds no ablations: choose another --output")
-    entries: list[dict[str, Any]] = []
+    entries = _rows_before(common, seeds)
     for number, row in enumerate(chosen, 1):
         logger.info("Row %d of %d: %s", number, len(chosen), row.name)
-        entries.append(_run_row(common, row, seeds))
-        if row.name == FULL and entries[-1]["state"] == "refused":
-            raise InputError(f"the full method is refused: {entries[-1]['message']}")
-        results = _results(common, seeds, entries)
+        entries[row.name] = _run_row(common, row, seeds)
+        if row.name == FULL and entries[FULL]["state"] == "refused":
+            raise InputError(f"the full method is refused: {entries[FULL]['message']}")
+        results = _results(common, seeds, [entries[it.name] for it in table.rows if it.name in entries])
         write_json(common.folder / RESULTS, results)
     return results
+
+
+_ENTRY = ("name", "title", "state", "message", "runs")
+
+
+def _rows_before(common: _Common, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier table of the same things, by name."""
+    path = common.folder / RESULTS
+    if not path.is_file():
+        return {}
+    before = read_json(path)
+    same = json.loads(json.dumps(_facts(common, seeds)))
+    if any(before.get(name) != value for name, value in same.items() if name != "alembert_version"):
+        return {}
+    return {row["name"]: {name: row[name] for name in _ENTRY} for row in before["rows"]}
 
 
 def _run_row(common: _Common, row: AblationRow, seeds: Sequence[int]) -> dict[str, Any]:
@@ -151,9 +168,9 @@ def _run_row(common: _Common, row: AblationRow, seeds: Sequence[int]) -> dict[st
         try:
             entry["runs"].append({"seed": seed} | _run_seed(common, row, seed))
         except (InputError, torch.OutOfMemoryError) as error:
-            logger.warning("Row %s is refused: %s", row.name, error)
-            return entry | {"state": "refused", "message": str(error), "runs": []}
-    return entry
+            logger.warning("Row %s, seed %d: %s", row.name, seed, error)
+            entry["message"] = f"seed {seed}: {error}"
+    return entry if entry["runs"] else entry | {"state": "refused"}
 
 
 def _left_out(common: _Common, row: AblationRow) -> str | None:
@@ -277,6 +294,11 @@ def _results(common: _Common, seeds: Sequence[int], entries: list[dict[str, Any]
             else {"values": dict(figures.values), "table": figures.table, "verified": figures.verified}
         )
         rows.append(row)
+    return _facts(common, seeds) | {"rows": rows}
+
+
+def _facts(common: _Common, seeds: Sequence[int]) -> dict[str, Any]:
+    """What a table is of."""
     return {
         "alembert_version": version("alembert"),
         "method": common.table.method,
@@ -291,5 +313,4 @@ def _results(common: _Common, seeds: Sequence[int], entries: list[dict[str, Any]
         "seeds": list(seeds),
         "options": common.options,
         "settings": common.settings,
-        "rows": rows,
     }

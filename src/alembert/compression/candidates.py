@@ -29,14 +29,15 @@ _PROMISING_SHARE = 0.5
 """Of the budget, lost on dev: at the very edge of it no number of rows would make a model sure to keep to it."""
 
 
-def export_once(run: Path, output: Path, progress: Progress, *, has_exits: bool) -> None:
-    """An int8 export of a run, unless it is there already; with exits also as one graph for single texts."""
+def export_once(run: Path, output: Path, progress: Progress, *, merge_exits: bool, max_length: int) -> None:
+    """An int8 export of a run, unless it is there already; `merge_exits` also as one graph for single texts."""
     if not (output / MANIFEST_FILE).exists():
         export_classifier(
             run,
             output,
             precision="int8",
-            merge_exits="all" if has_exits else None,
+            merge_exits="all" if merge_exits else None,
+            max_length=max_length,
             count_macs=segment_macs,
             progress=progress,
         )

@@ -52,6 +52,7 @@ def verdict(
     candidates: Sequence[Mapping[str, Any]],
     budget: RiskBudget,
     min_speedup: float | None,
+    metric: str = "accuracy",
 ) -> str:
     """The outcome in one sentence; where nothing met what was asked, the nearest candidate.
 
@@ -60,11 +61,17 @@ def verdict(
         candidates: all, as `describe_candidate` gives them.
         budget: what was asked, in the mode in which it was tested.
         min_speedup: what else was asked.
+        metric: whose difference is shown; the promise is of accuracy, or of the mean error where there is a scale.
     """
     points = f"{100 * budget.most:g} points"
-    sure = f"{100 * budget.confidence:g}% sure of at most {points}"
+    most = f"at most {points}"
+    if budget.scale is not None:
+        most = f"a mean error larger by at most {budget.most * budget.scale:g}"
+    elif metric != "accuracy":
+        most += " of accuracy lost"
+    sure = f"{100 * budget.confidence:g}% sure of {most}"
     if budget.mode != CERTIFIED:
-        sure = f"at most {points} on dev, which guarantees nothing"
+        sure = f"{most} on dev, which guarantees nothing"
     if best is not None:
         return f"{best['name']} in {best['precision']}: {_gain(best)}; {sure}"
     kept = [candidate for candidate in candidates if candidate["kept"]]
@@ -75,9 +82,12 @@ def verdict(
             f"{nearest['ratio']:.1f} times the teacher's texts per second"
         )
     nearest = min(candidates, key=lambda candidate: float(candidate["risk"]))
+    change, remedy = 100 * nearest["risk"], "allow more, or give more dev rows"
+    if budget.mode != CERTIFIED:
+        remedy = "allow more"
     return (
-        f"nothing could be shown to stay within {points}; nearest is {nearest['name']}, which lost "
-        f"{100 * nearest['risk']:.1f} points on dev: allow more, or give more dev rows"
+        f"nothing could be shown to stay within {points}; nearest is {nearest['name']}, which "
+        f"{'lost' if change >= 0 else 'gained'} {abs(change):.1f} points on dev: {remedy}"
     )
 
 

@@ -38,6 +38,7 @@ from alembert.compression.plan import (
     announce_plan,
     make_plan,
     measure_pace,
+    measuring,
     reserve,
 )
 from alembert.compression.work_clock import WorkClock
@@ -46,17 +47,21 @@ from alembert.compression.work_state import STATE, SUMMARY, open_state
 from alembert.compression.work_trainings import Trainings
 from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task
+from alembert.methods.base import validated
 from alembert.methods.distillation import check_teacher_score
 from alembert.models.loading import (
     NoTrainedHeadError,
+    check_max_length,
     load_classifier,
     load_encoder,
     load_tokenizer,
     run_configuration,
     weights_fingerprint,
 )
+from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.training.processes import process_state
+from alembert.training.settings import TrainingSettings
 
 Progress = Callable[[str, int, int], None]
 CLOCK = "clock.json"
@@ -152,7 +157,9 @@ class _Work:
             raise InputError(
                 f"max_length is {max_length}, and {model} was trained with {trained}: give that or less"
             )
-        self.max_length = max_length or trained or _DEFAULT_MAX_LENGTH
+        given = trained or _DEFAULT_MAX_LENGTH if max_length is None else max_length
+        self.max_length = int(given)
+        validated(TrainingSettings, {"max_length": self.max_length, "seed": seed}, "setting")
         self.state = self._open(overwrite)
         self.trainings = Trainings(model, task, folder, self.state, self._save, budget)
 
@@ -170,6 +177,12 @@ class _Work:
             raise InputError(f"min_speedup is {self.min_speedup}: it must be above 0, such as 4")
         if Path(self.model).exists() and self.folder.resolve() in Path(self.model).resolve().parents:
             raise InputError(f"{self.model} lies in {self.folder}: give another --output")
+        if Path(self.model).exists() and Path(self.model).resolve() in self.folder.resolve().parents:
+            raise InputError(
+                f"{self.folder} lies in {self.model}, which is copied to it: give another --output"
+            )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"--output {self.folder}: is a file; name a folder")
         confidence = split_confidence(self.risk.confidence, len(RECIPES) + 1)
         needed = fewest_rows(self.task, replace(self.risk, confidence=confidence))
         rows = int(self.task.dataset("dev").num_rows)
@@ -204,7 +217,7 @@ class _Work:
         return open_state(self.folder, configuration, aims, overwrite)
 
     def run(self, clock: WorkClock) -> dict[str, Any]:
-        if self.state.get("finished"):
+        if self.state.get("finished") and (self.folder / SUMMARY).exists():
             finished: dict[str, Any] = read_json(self.folder / SUMMARY)
             return finished
         self.trainings.run(self._plan(clock), clock)
@@ -234,24 +247,32 @@ class _Work:
                     load_encoder(self.model, label_names=names, problem_type=kind),
                     True,
                 )
+            if isinstance(teacher, MultiExitModel) and teacher.exit_layers:
+                raise InputError(f"{self.model} has exits already: give the classifier that it was made from")
+            tokenizer = load_tokenizer(self.model)
+            check_max_length(self.max_length, teacher, tokenizer)
+            if self.max_length == _DEFAULT_MAX_LENGTH and "settings" not in run_configuration(self.model):
+                logger.info("Texts are cut to %d tokens; --max-length says otherwise.", self.max_length)
             teacher.to(process_state().device)
-            pace = measure_pace(teacher, load_tokenizer(self.model), self.task, self.max_length, self.seed)
+            pace = measure_pace(teacher, tokenizer, self.task, self.max_length, self.seed)
+            recipes = [recipe for recipe in RECIPES if recipe.name not in known]
+            after = reserve(self.task, pace, len(RECIPES))
             plan = make_plan(
                 teacher,
                 self.task,
                 pace,
                 needs_finetuning=needs_finetuning and TEACHER not in known,
                 max_length=self.max_length,
-                budget=None if self.budget is None else self.budget - clock.seconds,
+                seconds=None if self.budget is None else self.budget - clock.seconds - after,
                 seed=self.seed,
-                recipes=[recipe for recipe in RECIPES if recipe.name not in known],
+                recipes=recipes,
             )
-            after = reserve(self.task, pace, len(known) + len(plan))
             before = [self.state["started"][name]["training"] for name in known]
             self.state |= {
                 "plan": [*before, *(training.as_json() for training in plan)],
                 "needs_finetuning": needs_finetuning,
                 "seconds_after_training": after,
+                "seconds_to_measure": measuring(self.task, pace),
             }
             self._save()
         plan = [PlannedTraining(**training) for training in self.state["plan"]]
@@ -262,12 +283,19 @@ class _Work:
 
     def _export(self) -> dict[str, Path]:
         exports = {}
-        with_exits = {recipe.name for recipe in RECIPES if recipe.exits}
+        # Exits of regression compare themselves with each other, which no merged graph does.
+        merged = {
+            recipe.name for recipe in RECIPES if recipe.exits and self.task.problem_type != "regression"
+        }
         for name in self.trainings.trained():
             folder = self.folder / "exports" / f"{name}{_SUFFIX}"
             try:
                 export_once(
-                    self.trainings.folder_of(name), folder, self.progress, has_exits=name in with_exits
+                    self.trainings.folder_of(name),
+                    folder,
+                    self.progress,
+                    merge_exits=name in merged,
+                    max_length=self.max_length,
                 )
             except InputError as error:
                 logger.warning("%s cannot be exported: %s", name, error)
@@ -369,7 +397,7 @@ class _Work:
             "seed": self.seed,
             "machine": machine_description(),
             "met": best is not None,
-            "verdict": verdict(best, candidates, self.risk, self.min_speedup),
+            "verdict": verdict(best, candidates, self.risk, self.min_speedup, self.task.main_metric),
             "best": best,
             "unsure": unsure(
                 best, candidates, self.task.dataset("dev").num_rows, min_speedup=self.min_speedup

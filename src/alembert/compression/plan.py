@@ -16,6 +16,7 @@ from alembert.benchmarks.evaluation import task_texts
 from alembert.common.errors import InputError
 from alembert.compression.durations import format_duration
 from alembert.data.task import Task
+from alembert.methods.student_distillation import full_model
 from alembert.models.layered import LayeredEncoder
 from alembert.training.attention_kernel import attention_for_learning
 from alembert.training.settings import TrainingSettings
@@ -176,14 +177,14 @@ def make_plan(
     *,
     needs_finetuning: bool,
     max_length: int,
-    budget: float | None,
+    seconds: float | None,
     seed: int,
     recipes: Sequence[Recipe] = RECIPES,
 ) -> list[PlannedTraining]:
     """The trainings worth having, in order, each with all the epochs that are wanted; `fitted` cuts them to the time.
 
-    Fine-tuning, where it is needed, is cut here: it gets two fifths of the budget at most. InputError where that is
-    next to nothing.
+    Fine-tuning, where it is needed, is cut here: it gets two fifths of the time at most. InputError where that is next
+    to nothing.
 
     Args:
         model: the teacher, or the encoder that becomes it.
@@ -191,10 +192,12 @@ def make_plan(
         pace: of the teacher on this machine.
         needs_finetuning: whether the teacher has to be trained first.
         max_length: in tokens, for all.
-        budget: seconds for everything, or None.
+        seconds: for all trainings, or None.
         seed: of every training.
         recipes: what to try.
     """
+    # Of a teacher whose head is an exit's, the encoder within.
+    model = full_model(model)
     settings = {"batch_size": BATCH_SIZE, "max_length": max_length, "seed": seed}
     steps = -(-task.dataset("train").num_rows // BATCH_SIZE)
     factor = 2 if model.config.hidden_size < _NARROW else 1
@@ -205,15 +208,16 @@ def make_plan(
             "learning_rate": factor * _FINETUNING_RATE,
             "head_learning_rate": _HEAD_RATE,
         }
-        seconds = steps * FINETUNING_EPOCHS * pace.training_step
-        first = [PlannedTraining(TEACHER, "finetune", None, {}, settings | rates, seconds)]
-        if budget is not None:
-            first = [_cut(first[0], min(1.0, _FINETUNING_SHARE * budget / seconds))]
+        whole = steps * FINETUNING_EPOCHS * pace.training_step
+        first = [PlannedTraining(TEACHER, "finetune", None, {}, settings | rates, whole)]
+        if seconds is not None:
+            first = [_cut(first[0], min(1.0, _FINETUNING_SHARE * max(0.0, seconds) / whole))]
             if first[0].settings["epochs"] < _LEAST_EPOCHS:
-                least = _LEAST_EPOCHS / FINETUNING_EPOCHS * seconds / _FINETUNING_SHARE
+                least = _LEAST_EPOCHS / FINETUNING_EPOCHS * whole / _FINETUNING_SHARE
                 raise InputError(
-                    f"a budget of {format_duration(budget)} is too short to fine-tune {task.name}: give "
-                    f"{format_duration(least)} at the least, or a fine-tuned model"
+                    f"the budget leaves {format_duration(max(0.0, seconds))} to train {task.name}, and that takes "
+                    f"{format_duration(least)} at the least: give {format_duration(least - min(0.0, seconds) + 60)} "
+                    "more, or a fine-tuned model"
                 )
     layers = LayeredEncoder(model).num_layers
     between_exits = 1 if layers <= _SHALLOW else 2
@@ -252,6 +256,12 @@ def reserve(task: Task, pace: Pace, models: int) -> float:
     rows = sum(int(task.dataset(split).num_rows) for split in ("dev", "test") if split in task.splits)
     reads = rows * _EVALUATION_SPLIT_READS + _TIMED_TEXTS
     return reads * pace.evaluated_row + _SECONDS_TO_START + _SECONDS_TO_EXPORT * (models + 1)
+
+
+def measuring(task: Task, pace: Pace) -> float:
+    """Seconds in which a training measures itself at its end, beside its teacher: dev and test, twice."""
+    rows = sum(int(task.dataset(split).num_rows) for split in ("dev", "test") if split in task.splits)
+    return 2 * rows * pace.evaluated_row
 
 
 def announce_plan(plan: Sequence[PlannedTraining], seconds_after: float, seconds: float | None) -> None:

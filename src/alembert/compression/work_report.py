@@ -120,6 +120,7 @@ def _promise(risk: RiskBudget, task: Task) -> dict[str, Any] | None:
     return {
         "risk": risk.risk,
         "max_drop": risk.most,
+        "scale": risk.scale,
         "confidence": risk.confidence,
         "mode": CERTIFIED,
         "per_class": False,

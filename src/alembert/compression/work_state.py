@@ -15,7 +15,10 @@ DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 RUNS = "runs"
 OF_AIMS = ("report", "benchmark")
 """Folders of results that depend on what was asked. `best/` stays until the next choice."""
-OF_TRAININGS = ("configuration", "plan", "needs_finetuning", "seconds_after_training", "started", "trainings")
+OF_TRAININGS = (
+    *("configuration", "plan", "needs_finetuning", "seconds_after_training", "seconds_to_measure"),
+    *("started", "trainings"),
+)
 """Entries of the record that do not depend on what the result is to be."""
 
 

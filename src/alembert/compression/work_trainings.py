@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from alembert.common.errors import InputError
 from alembert.compression.durations import format_duration
 from alembert.compression.plan import TEACHER, PlannedTraining, fitted
@@ -20,7 +22,8 @@ from alembert.training.finetuning import finetune
 from alembert.training.settings import TrainingSettings
 
 _LIMIT = 1.3
-"""A training is stopped when it takes so many times its estimate."""
+"""A training is stopped when it takes so many times its estimate, and others could use the time."""
+_LEAST_SLOWNESS = 0.05
 logger = logging.getLogger("alembert")
 
 
@@ -71,21 +74,23 @@ class Trainings:
 
     def _slowness(self, plan: Sequence[PlannedTraining]) -> float:
         """The most time that a finished training took of what its epochs were expected to; 1 before there is one."""
-        found = []
+        found, measuring = [], self._state.get("seconds_to_measure", 0.0)
         for training in plan:
             record = self._state["trainings"].get(training.name)
             if record is not None and record["status"] == DONE:
                 begun = self._state["started"][training.name]["training"]
                 share = begun["settings"]["epochs"] / training.settings["epochs"]
-                found.append(record["seconds"] / (share * training.seconds))
-        return max(found, default=1.0)
+                found.append((record["seconds"] - measuring) / (share * training.seconds))
+        return max(_LEAST_SLOWNESS, *found) if found else 1.0
 
     def _run_one(
         self, training: PlannedTraining, later: Sequence[PlannedTraining], slowness: float, clock: WorkClock
     ) -> None:
         left = None
         if self._budget is not None:
-            left = max(0.0, self._budget - clock.seconds - self._state["seconds_after_training"])
+            after = self._state["seconds_after_training"] * max(1.0, slowness)
+            measuring = self._state.get("seconds_to_measure", 0.0) * max(1.0, slowness)
+            left = max(0.0, self._budget - clock.seconds - after - measuring)
         before = self._state["started"].get(training.name)
         if before is None:
             begun = training
@@ -93,8 +98,10 @@ class Trainings:
                 expected = [replace(it, seconds=slowness * it.seconds) for it in (training, *later)]
                 fitting = fitted(expected, left)
                 if not fitting:
-                    needed = format_duration(expected[0].seconds)
-                    reason = f"{format_duration(left)} were left, and it takes {needed}"
+                    reason = (
+                        f"{format_duration(left)} were left, and all of its epochs take "
+                        f"{format_duration(expected[0].seconds)}"
+                    )
                     self._note(training.name, SKIPPED, reason, 0.0)
                     return
                 # Where others were fast, this one is not stopped for taking what it was first expected to.
@@ -104,11 +111,11 @@ class Trainings:
             self._save()
         # As it was begun: a run is only gone on with as what it is.
         begun, started = PlannedTraining(**before["training"]), before["at_seconds"]
-        limit = None if left is None else min(left, started + _LIMIT * begun.seconds - clock.seconds)
+        limit = None if left is None else self._limit(begun, later, left, clock.seconds - started)
         stop_at = None if limit is None else time.monotonic() + limit
         try:
             self._train(begun, stop_at)
-        except InputError as error:
+        except (InputError, torch.OutOfMemoryError) as error:
             if begun.method == "finetune":
                 raise
             self._note(begun.name, FAILED, str(error), clock.seconds - started)
@@ -119,6 +126,14 @@ class Trainings:
         if stop_at is not None and time.monotonic() >= stop_at:
             notes.append("stopped when its time was up")
         self._note(begun.name, DONE, ", ".join(notes) or None, clock.seconds - started)
+
+    def _limit(
+        self, begun: PlannedTraining, later: Sequence[PlannedTraining], left: float, taken: float
+    ) -> float:
+        """Seconds that a training may go on: all that the others have no use for, at the most `left`."""
+        own = max(_LIMIT * begun.seconds - taken, 0.0)
+        fair = left * begun.seconds / (begun.seconds + sum(training.seconds for training in later))
+        return min(left, max(own, fair))
 
     def _train(self, training: PlannedTraining, stop_at: float | None) -> None:
         output = self.folder_of(training.name)

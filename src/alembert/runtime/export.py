@@ -16,6 +16,7 @@ from alembert.common.errors import InputError
 from alembert.common.files import file_sha256, write_text
 from alembert.models.bilstm import BilstmForSequenceClassification
 from alembert.models.loading import (
+    check_max_length,
     classifier_facts,
     load_classifier,
     load_tokenizer,
@@ -55,6 +56,7 @@ def export_classifier(
     policy: str | None = None,
     top_k: int | None = None,
     reduce_range: bool = False,
+    max_length: int | None = None,
     count_macs: Callable[[PreTrainedModel, tuple[int, ...]], Sequence[int]] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -73,6 +75,8 @@ def export_classifier(
         policy, top_k: the exit policy that the exported model has as its own; None = the model's. The graph for
             single texts decides by it.
         reduce_range: as in `quantise`; for int8 alone.
+        max_length: in tokens, to which the exported model cuts texts; None = what the run was trained with, else the
+            most that the model takes.
         count_macs: gives the MACs of every segment for a model and its exits, to be kept in the manifest.
         overwrite: replace an exported model that lies in `output`.
         progress: called with a description, steps done and steps in all.
@@ -94,6 +98,8 @@ def export_classifier(
     chosen = known if exits is None else _chosen(exits, known, "exits")
     wanted = chosen if merge_exits == "all" else merge_exits
     merged = None if wanted is None else _chosen(wanted, chosen, "merge_exits")
+    if max_length is not None:
+        check_max_length(max_length, model, tokenizer)
     facts = classifier_facts(model)
     size = (facts.problem_type, len(facts.label_names) or 1, len(chosen) + 1)
     if policy is not None or top_k is not None:
@@ -108,6 +114,8 @@ def export_classifier(
         _write_tokenizer(tokenizer, folder, source)
         manifest = _manifest(model, tokenizer, source, folder, segments, precision)
         additions: dict[str, Any] = {"reduce_range": reduce_range}
+        if max_length is not None:
+            additions["max_length"] = max_length
         if count_macs is not None:
             additions["macs"] = tuple(int(count) for count in count_macs(model, chosen))
         if merged is not None:

@@ -104,6 +104,8 @@ def headline_parts(report: Mapping[str, Any]) -> tuple[str, ...]:
     if guarantee is None:
         return (line,)
     most, other = points(guarantee["max_drop"]), _compared_with(guarantee)
+    if guarantee.get("scale") is not None:
+        return f"{line},", f"{100 * guarantee['confidence']:g}% sure: {_about_errors(guarantee)}"
     if guarantee["risk"] == "task-error":
         promised = f"≤ {most}% errors"
     elif guarantee["risk"] == "disagreement":
@@ -111,8 +113,21 @@ def headline_parts(report: Mapping[str, Any]) -> tuple[str, ...]:
         if not verdict["against_baseline"]:
             promised = f"at most {most}% of answers other than those of {other}"
     else:
-        promised = f"≤ {most}" if verdict["against_baseline"] else f"at most {most} below {other}"
+        of_metric = metric_name(report) == "accuracy"
+        promised = f"≤ {most}" if of_metric else f"≤ {most} of accuracy lost"
+        if not verdict["against_baseline"]:
+            promised = f"at most {most} {'below' if of_metric else 'of accuracy lost against'} {other}"
     return f"{line},", f"{100 * guarantee['confidence']:g}% sure of {promised}"
+
+
+def _about_errors(guarantee: Mapping[str, Any]) -> str:
+    """What is promised where labels are numbers: errors count as their share of the scale, at most whole."""
+    most, other = f"{guarantee['max_drop'] * guarantee['scale']:g}", _compared_with(guarantee)
+    return {
+        "accuracy-drop": f"the mean error is larger than that of {other} by at most {most}",
+        "disagreement": f"answers differ from those of {other} by at most {most} on average",
+        "task-error": f"the mean error is at most {most}",
+    }[str(guarantee["risk"])]
 
 
 def _compared_with(guarantee: Mapping[str, Any]) -> str:
@@ -194,6 +209,8 @@ def guarantee_sentence(report: Mapping[str, Any]) -> str:
         "disagreement": f"at most {most}% of the answers{whose} differ from those of {other}",
         "task-error": f"at most {most}% of the answers{whose} are wrong",
     }[guarantee["risk"]]
+    if guarantee.get("scale") is not None:
+        promised = _about_errors(guarantee)
     seen = (
         " These are the rows of this report, so the score above flatters." if guarantee["same_rows"] else ""
     )
