@@ -64,6 +64,7 @@ MOVING: dict[str, tuple[tuple[str, dict[str, Any], float], ...]] = {
     ),
     "alembert, all layers": (("alembert", {"depth": 1.0}, 1.0),),
     "alembert, two thirds": (("alembert", {"depth": 0.6667}, 1.0),),
+    "alembert, answers alone": (("alembert", {"hard_weight": 0.0}, 1.0),),
     "alembert, first layers": (("alembert", {"init_layers": FIRST_HALF}, 1.0),),
     "alembert": (("alembert", {}, 1.0),),
 }
