@@ -24,6 +24,7 @@ from alembert.training.settings import TrainingSettings
 _LIMIT = 1.3
 """A training is stopped when it takes so many times its estimate, and others could use the time."""
 _LEAST_SLOWNESS = 0.05
+"""Even where measuring took all of the time."""
 logger = logging.getLogger("alembert")
 
 
