@@ -68,14 +68,6 @@ OptionalDataOption = Annotated[
     ),
 ]
 OutputOption = Annotated[Path, typer.Option("--output", help="The run directory.")]
-
-
-def check_output_folder(output: Path) -> None:
-    """Raises InputError, before anything is measured, where a file has the name of the folder to be written."""
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output {output}: is a file; name a folder")
-
-
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace whatever the folder holds.")]
 TaskOption = Annotated[
     str | None, typer.Option("--task", help="A GLUE task: its columns, labels and metrics.")
@@ -276,6 +268,12 @@ def load_calibration_task(
             data,
         )
     return task, wanted
+
+
+def check_output_folder(output: Path) -> None:
+    """Raises InputError, before anything is measured, where a file has the name of the folder to be written."""
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output}: is a file; name a folder")
 
 
 def _load_labelled(

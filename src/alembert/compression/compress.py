@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from alembert.compression.candidates import (
     certify,
     dominated,
     export_once,
-    fewest_rows,
     split_confidence,
     without_learned_rows,
 )
@@ -42,6 +40,7 @@ from alembert.compression.plan import (
     reserve,
 )
 from alembert.compression.work_clock import WorkClock
+from alembert.compression.work_inputs import check_inputs
 from alembert.compression.work_report import write_work_report
 from alembert.compression.work_state import STATE, SUMMARY, open_state
 from alembert.compression.work_trainings import Trainings
@@ -151,51 +150,16 @@ class _Work:
         self.model, self.folder, self.risk = model, folder, risk
         self.task = task = without_learned_rows(task)
         self.min_speedup, self.budget, self.seed, self.progress = min_speedup, budget, seed, progress
-        self._check()
+        check_inputs(model, task, folder, risk, min_speedup)
         trained = run_configuration(model).get("settings", {}).get("max_length")
         if max_length is not None and trained is not None and max_length > trained:
             raise InputError(
                 f"max_length is {max_length}, and {model} was trained with {trained}: give that or less"
             )
-        given = trained or _DEFAULT_MAX_LENGTH if max_length is None else max_length
-        self.max_length = int(given)
+        self.max_length = (trained or _DEFAULT_MAX_LENGTH) if max_length is None else max_length
         validated(TrainingSettings, {"max_length": self.max_length, "seed": seed}, "setting")
         self.state = self._open(overwrite)
         self.trainings = Trainings(model, task, folder, self.state, self._save, budget)
-
-    def _check(self) -> None:
-        self.risk.check(self.task.problem_type)
-        for name, what in (("onnxruntime", "ONNX Runtime"), ("onnx", "onnx")):
-            if find_spec(name) is None:
-                raise InputError(f'{what} is not installed, which exports need: pip install "alembert[onnx]"')
-        for split in ("train", "dev"):
-            if split not in self.task.splits:
-                raise InputError(
-                    f"{self.task.name}: there is no {split} split, which compressing needs: add one"
-                )
-        if self.min_speedup is not None and self.min_speedup <= 0:
-            raise InputError(f"min_speedup is {self.min_speedup}: it must be above 0, such as 4")
-        if Path(self.model).exists() and self.folder.resolve() in Path(self.model).resolve().parents:
-            raise InputError(f"{self.model} lies in {self.folder}: give another --output")
-        if Path(self.model).exists() and Path(self.model).resolve() in self.folder.resolve().parents:
-            raise InputError(
-                f"{self.folder} lies in {self.model}, which is copied to it: give another --output"
-            )
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"--output {self.folder}: is a file; name a folder")
-        confidence = split_confidence(self.risk.confidence, len(RECIPES) + 1)
-        needed = fewest_rows(self.task, replace(self.risk, confidence=confidence))
-        rows = int(self.task.dataset("dev").num_rows)
-        if rows == 0:
-            raise InputError(
-                f"{self.task.name}: all rows of dev stand in train too: give rows of its own to dev"
-            )
-        if self.risk.mode == CERTIFIED and rows < needed:
-            raise InputError(
-                f"dev has {rows:,} rows, and to be {100 * self.risk.confidence:g}% sure of a drop of at most "
-                f"{self.risk.most:g} takes {needed:,} at the least: give more, allow a larger --max-drop, or choose "
-                "--mode empirical, which guarantees nothing"
-            )
 
     def _open(self, overwrite: bool) -> dict[str, Any]:
         configuration = {
