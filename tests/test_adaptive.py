@@ -197,6 +197,9 @@ def test_one_text_none_and_pairs(classifier: AdaptiveClassifier, texts: list[str
     assert one.label == classifier.predict([texts[0]])[0].label
     assert classifier.predict([]) == []
     assert classifier.predict_proba([]).shape == (0, 3)
+    for method in (classifier.predict_proba, lambda text: list(classifier.stream(text))):
+        with pytest.raises(InputError, match="put it in a list"):
+            method(texts[0])
     pairs = list(zip(texts[:6], texts[6:12], strict=True))
     with pytest.raises(InputError, match="trained on single texts"):
         classifier.predict(pairs)

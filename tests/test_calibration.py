@@ -258,6 +258,7 @@ def test_calibrate_takes_a_speed_over_the_budget_as_rarely_as_stated(
     classifier: Any = SimpleNamespace(
         exit_layers=tuple(range(1, 7)),
         max_length=32,
+        label_names=("a", "b"),
         backend=SimpleNamespace(manifest=SimpleNamespace(macs=())),
         policy=lambda *_: policy,
     )

@@ -247,7 +247,16 @@ def test_configuration_files_second_runs_and_other_configurations(
     assert configuration["settings"]["learning_rate"] == 0.005
     assert configuration["options"]["placement"] == "all"
     assert configuration["options"]["exit_head_size"] == 8
+    # Single values on the command line leave the file's others as they are, and win over what the file has.
+    config.write_text(config.read_text() + "training:\n  weight_decay: 0.02\n", encoding="utf-8")
+    other = tmp_path / "other"
+    flags = ["--output", str(other), "--set", "exit_head_size=16", "--training", "epochs=1"]
+    assert run(["distill", "--config", str(config), *flags]) == 0
+    chosen = json.loads((other / "alembert.json").read_text())["configuration"]
+    assert (chosen["options"]["placement"], chosen["options"]["exit_head_size"]) == ("all", 16)
+    assert (chosen["settings"]["epochs"], chosen["settings"]["weight_decay"]) == (1, 0.02)
 
+    config.write_text(config.read_text().replace("training:\n  weight_decay: 0.02\n", ""), encoding="utf-8")
     before = times(output)
     capfd.readouterr()
     assert run(command) == 0
@@ -263,6 +272,17 @@ def test_configuration_files_second_runs_and_other_configurations(
     assert run([*command, "--seed", "7", "--overwrite"]) == 0
     configuration = json.loads((output / "alembert.json").read_text())["configuration"]
     assert configuration["settings"]["seed"] == 7
+
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a text\n", encoding="utf-8")
+    config.write_text(f"input: {texts}\njson: true\n", encoding="utf-8")
+    capfd.readouterr()
+    assert run(["predict", str(output), "--config", str(config)]) == 0
+    assert json.loads(capfd.readouterr().out)["label"]
+    texts = texts.rename(texts.with_suffix(".csv"))
+    texts.write_text("text\na text\n", encoding="utf-8")
+    assert "is the input" in refused("predict", output, "--input", texts, "--output", texts)
+    assert texts.read_text(encoding="utf-8") == "text\na text\n"
 
     config.write_text("methud: fastbert\n", encoding="utf-8")
     assert "'methud'" in refused("distill", "--config", config)

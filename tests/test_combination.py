@@ -123,10 +123,11 @@ def test_augmented_rows_are_every_steps_train_split(teacher: Path, task_folder: 
     options += ["--set", "teacher_logits=deep_supervision"]
     output = tmp_path / "run"
     assert distill("kd+ms-bert", teacher, task_folder, output, *options) == 0
-    for folder, stages in ((output / "steps" / "1-kd", 1), (output, 2)):
+    # The layers' own heads learn from labels, which augmented rows need not have: from the 64 rows of train.
+    for folder, steps in ((output / "steps" / "1-kd", [12]), (output, [8, 12])):
         assert configuration(folder)["augmented"]["rows"] == 96
         history = json.loads((folder / "trainer_state.json").read_text())
-        assert [stage["global_step"] for stage in history.values()] == [12] * stages
+        assert [stage["global_step"] for stage in history.values()] == steps
 
 
 @pytest.mark.parametrize("method", ["fastbert", "ms-bert"])
@@ -216,6 +217,7 @@ REFUSED: list[tuple[str, list[str], list[str]]] = [
     ("kd+fastbert", ["--training", "epoch=1"], ["unknown training setting", "epochs"]),
     ("kd+nobert", [], ["unknown method 'nobert'"]),
     ("kd+kd", [], ["twice"]),
+    ("kd+fastbert", ["--set", "kd.student=bilstm"], ["a BiLSTM has no layers"]),
     ("kd+ms-bert", ["--set", "ms-bert.k=nine"], ["k='nine'"]),
     ("kd+ms-bert", ["--training", "ms-bert.epochs=-1"], ["epochs=-1"]),
     ("kd+fastbert", ["--preset", "mine"], ["no preset 'mine'"]),

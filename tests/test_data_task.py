@@ -269,6 +269,18 @@ def test_what_a_preset_refuses(tmp_path: Path) -> None:
     assert "Unknown preset 'imdb'; known are cola, sst2" in message(folder, preset="imdb")
 
 
+def test_a_presets_numbers_are_its_own_whatever_the_models_order(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"train": ["0", "1", "1"]})
+    path, names = folder / "train.tsv", PRESETS["sst2"].label_names
+    task = load_task(
+        path, preset="sst2", label_names=[name.upper() for name in reversed(names)], required_splits=()
+    )
+    assert task.dataset("test")["labels"][:] == [1, 0, 0]
+    assert "the label '0'" in message(path, preset="sst2", label_names=["a", "b"], required_splits=())
+    unnamed = load_task(path, preset="sst2", label_names=["LABEL_0", "LABEL_1"], required_splits=())
+    assert unnamed.dataset("test")["labels"][:] == [0, 1, 1]
+
+
 def test_metrics_can_be_given(tmp_path: Path) -> None:
     folder = write(tmp_path, {"train": ["0", "1"], "dev": ["0"]})
     assert load_task(folder, metrics=["f1"]).main_metric == "f1"
@@ -318,3 +330,30 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert task.label_names == ("unfit", "fit")
     assert task.dataset("train")["labels"][:] == [0, 1, 1]
     assert task.dataset("dev")["text"][:] == ["d"]
+
+
+def test_labels_of_the_hub_that_are_lists_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = datasets.ClassLabel(names=["joy", "anger", "fear"])
+    features = {"text": datasets.Value("string"), "labels": datasets.List(names)}
+    several = datasets.Dataset.from_dict(
+        {"text": ["a", "b", "c", "d"], "labels": [[0, 2], [1], [], [2]]}, features=datasets.Features(features)
+    )
+    features = {"text": datasets.Value("string"), "label": names}
+    some = datasets.Dataset.from_dict(
+        {"text": ["a", "b", "c"], "label": [0, -1, 1]}, features=datasets.Features(features)
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for split in (several, several.shuffle(seed=0)):
+        monkeypatch.setattr(
+            datasets, "load_dataset", lambda *_, split=split: datasets.DatasetDict(train=split, dev=split)
+        )
+        task = load_task("org/emotions")
+        assert (task.problem_type, task.label_names) == (
+            "multi_label_classification",
+            ("joy", "anger", "fear"),
+        )
+        by_text = dict(zip(task.dataset("dev")["text"][:], task.dataset("dev")["labels"][:], strict=True))
+        assert by_text == {"a": [1, 0, 1], "b": [0, 1, 0], "c": [0, 0, 0], "d": [0, 0, 1]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(train=some, dev=some))
+    assert "the label is missing" in message("org/snli")

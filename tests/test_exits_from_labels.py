@@ -15,8 +15,8 @@ from alembert.methods.berxit import BerxitObjective, BerxitOptions
 from alembert.methods.deebert import DeeBertObjective
 from alembert.methods.self_distillation import labels_as_logits, mistake_loss
 from alembert.models.features import Features
-from alembert.models.loading import load_classifier
-from alembert.models.multi_exit import MultiExitOutput
+from alembert.models.loading import load_classifier, load_encoder
+from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
 
 SINGLE = "single_label_classification"
 LABELS = torch.tensor([0, 1, 2, 3, 1])
@@ -86,6 +86,15 @@ def test_mistakes_are_measured_against_the_labels(
     reference = labels_as_logits(torch.tensor(labels), answers[0], problem_type)
     by_hand = ((torch.sigmoid(mistakes) - torch.tensor([targets])) ** 2).mean()
     torch.testing.assert_close(mistake_loss(mistakes, answers, reference, problem_type), by_hand)
+
+
+def test_foreseeing_mistakes_moves_no_layer(tiny_encoder: Path, task: Task) -> None:
+    full = load_encoder(str(tiny_encoder), label_names=task.label_names, problem_type=SINGLE)
+    model = MultiExitModel.from_full_model(full, exit_layers=(1, 3), exit_head="mean", learned_exit=True)
+    output = model(input_ids=torch.tensor([[2, 5, 6, 3], [2, 7, 8, 3]]))
+    mistake_loss(output.mistake_logits, output.exit_logits, output.logits, SINGLE).backward()
+    moved = {name for name, one in model.named_parameters() if one.grad is not None and one.grad.any()}
+    assert moved and all(name.startswith("learned_exit.") for name in moved)
 
 
 @pytest.mark.parametrize(("method", "backbone_moves"), [("deebert", False), ("berxit", True)])

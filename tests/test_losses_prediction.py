@@ -157,6 +157,7 @@ def test_task_losses_equal_their_definitions() -> None:
         (lambda x: task_loss(x, x[:, 0], REGRESSION), "labels of shape"),
         (lambda x: ms_bert_targets(x[None], x[None]), "at least 2 layers"),
         (lambda x: ms_bert_targets(x, x), "must be"),
+        (lambda x: ms_bert_targets(x.expand(2, 2, 3), x[None], own_layers=True), "at least 2 exits"),
         (lambda x: ms_bert_targets(x.expand(2, 2, 3), x[None], emd="pyemd"), "emd 'pyemd'"),
         (lambda x: ms_bert_targets(x.expand(2, 2, 3), x[None], weighting="far"), "weighting 'far'"),
         (lambda x: ms_bert_targets(x.expand(2, 2, 3), x[None], scope="epoch"), "scope 'epoch'"),
@@ -174,6 +175,29 @@ def test_task_losses_equal_their_definitions() -> None:
 def test_wrong_input_is_named(call: Callable[[Tensor], Tensor], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("scope", ["example", "batch"])
+@pytest.mark.parametrize("weighting", ["paper", "normalised", "inverse"])
+def test_an_exit_has_no_part_in_its_own_mixture(weighting: str, scope: str) -> None:
+    exits, teacher = _logits(3, 5, 4), _logits(5, 4, seed=1)
+    layers = torch.cat([exits, teacher[None]])
+    targets = ms_bert_targets(layers, exits, weighting=weighting, scope=scope, own_layers=True)
+    for index in range(3):
+        others = torch.cat([layers[:index], layers[index + 1 :]])
+        (expected,) = ms_bert_targets(others, exits[index : index + 1], weighting=weighting, scope=scope)
+        torch.testing.assert_close(targets[index], expected)
+
+
+def test_targets_are_mixed_in_full_precision() -> None:
+    layers, exits = 100 * _logits(4, 6, 3).float(), 100 * _logits(2, 6, 3, seed=1).float()
+    layers, exits = layers.bfloat16(), exits.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        targets = ms_bert_targets(layers, exits, weighting="paper")
+    assert targets.dtype == torch.float32
+    torch.testing.assert_close(
+        targets, ms_bert_targets(layers.double(), exits.double(), weighting="paper").float()
+    )
 
 
 @pytest.mark.parametrize("problem_type", PROBLEM_TYPES)

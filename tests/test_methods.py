@@ -23,6 +23,7 @@ from alembert.methods.self_distillation import ExitOptions, mistake_loss
 from alembert.models.capture import capture
 from alembert.models.features import FeatureRequest
 from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
+from alembert.models.placement import exit_layers
 from alembert.training.run_directory import RunDirectory
 from alembert.training.runner import run_stages
 
@@ -213,7 +214,8 @@ def test_paper_presets_are_the_papers() -> None:
     assert (settings.epochs, settings.learning_rate, settings.batch_size) == (5, 2e-4, 32)
     options, settings = resolve(MsBert, "paper", {}, {})
     chosen = options.model_dump()
-    assert (chosen["emd"], chosen["weighting"], chosen["k"]) == ("histogram", "paper", 2)
+    assert (chosen["emd"], chosen["weighting"], chosen["k"]) == ("histogram", "paper", None)
+    assert exit_layers(12, options.placement, options.k) == (1, 3, 5, 7, 9, 11)
     assert (settings.epochs, settings.learning_rate, settings.batch_size) == (5, 2e-5, 16)
     assert resolve(FastBert, "code", {}, {})[0].model_dump()["kl"] == "teacher||student"
 
@@ -231,6 +233,7 @@ def test_paper_presets_are_the_papers() -> None:
         ({"options": {"emd": "class_aware", "scope": "batch"}}, "scope='batch'"),
         ({"options": {"emd": "sorted", "ground_cost": "classifier"}}, "only for emd='class_aware'"),
         ({"options": {"k": 9}}, "k=9"),
+        ({"options": {"layers": [1], "teacher_logits": "branches"}}, "at least 2 exits"),
         ({"options": {"layers": [4]}}, "between 1 and 3"),
         ({"options": {"exit_head_size": 7}}, "not a multiple"),
         ({"settings": {"epoch": 1}}, "unknown training setting 'epoch'"),

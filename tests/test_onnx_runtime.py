@@ -567,11 +567,20 @@ def test_threads_are_no_more_than_the_control_groups_quota(
     if quota is not None:
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
     monkeypatch.setattr(processor, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(processor, "CPU_QUOTA_OLD", tmp_path / "cpu")
     monkeypatch.setattr(processor.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     assert usable_threads() == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
     assert usable_threads() == 9
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    if quota is not None:
+        # As the first version of control groups has it.
+        (tmp_path / "cpu.max").unlink()
+        (tmp_path / "cpu").mkdir()
+        for name, value in zip(("quota", "period"), quota.replace("max", "-1").split(), strict=False):
+            (tmp_path / "cpu" / f"cpu.cfs_{name}_us").write_text(f"{value}\n")
+        assert usable_threads() == threads
 
 
 @pytest.mark.parametrize(
@@ -611,6 +620,7 @@ def test_threads_are_those_that_the_process_may_use(
     exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(processor, "CPU_QUOTA", tmp_path / "none")
+    monkeypatch.setattr(processor, "CPU_QUOTA_OLD", tmp_path / "none")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert usable_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "many")

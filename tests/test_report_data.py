@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sklearn.metrics import confusion_matrix
 
 import alembert
 from alembert.benchmarks.calibration import calibrate, store
+from alembert.benchmarks.comparison import benchmark
 from alembert.benchmarks.comparison_settings import BenchmarkSettings
 from alembert.benchmarks.evaluation import ExitAnswers, task_texts
 from alembert.benchmarks.replayed_exits import ReplayedExits
@@ -27,12 +29,13 @@ from alembert.benchmarks.report_exits import (
     reliability,
     uncertainty_histograms,
 )
-from alembert.benchmarks.report_rates import estimated_rates
+from alembert.benchmarks.report_rates import estimated_rates, rows_of, speeds_along
 from alembert.benchmarks.report_runs import run_record, spread, training_curves
 from alembert.benchmarks.report_verdict import verdict
 from alembert.benchmarks.risk_budget import RiskBudget
 from alembert.common.errors import InputError
 from alembert.data.metrics import expected_calibration_error
+from alembert.runtime.calibration_file import model_files_fingerprint
 from alembert.runtime.policies import ExitPolicy
 
 QUICK = BenchmarkSettings(peers=(), repeats=1, timing_rows=8, latency_rows=2, own_processes=False)
@@ -157,6 +160,14 @@ def test_rates_between_and_beyond_measured_points() -> None:
     assert estimated_rates([], [50.0]) is None
 
 
+def test_speeds_along_a_curve() -> None:
+    speeds, macs = [0.0, 0.2, 0.4, 0.6, 0.8], [100.0, 90.0, 70.0, 40.0, 20.0]
+    # A quarter of what can be saved leaves 80, as near to 90 as to 70; three quarters leave 40.
+    assert speeds_along(speeds, macs, (0.2, 0.75)) == [0.2, 0.6]
+    assert speeds_along(speeds, macs, (0.01,)) == [0.0]
+    assert speeds_along(speeds, [None, *macs[1:]], (0.5,)) == []
+
+
 def test_pareto_front_is_what_nothing_beats(report: dict[str, Any]) -> None:
     rows = report["candidates"]
     for axis, sign in (("texts_per_second", 1), ("macs", -1), ("p50_ms", -1)):
@@ -225,7 +236,7 @@ def test_extra_parts_are_merged_and_a_given_benchmark_is_used(
 def offered_row(name: str, metric: float, rate: float, speed: float | None = None) -> dict[str, Any]:
     backend = "transformers" if name == "base" else "torch"
     return {
-        "name": name, "backend": backend, "precision": "fp32", "batching": "by length", "speed": speed,
+        "name": name, "backend": backend, "precision": "fp32", "batching": "by length", "speed": speed, "policy": None,
         "metric": metric, "metric_interval": [metric, metric], "texts_per_second": rate,
         "ratio_to_baseline": rate / 10, "speedup": 2.0, "macs": 1e6,
     }  # fmt: skip
@@ -234,17 +245,18 @@ def offered_row(name: str, metric: float, rate: float, speed: float | None = Non
 def offering_model(
     name: str, speed: float | None = None, origin: str = "picked", calibration: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    exits = None if speed is None else {"default_speed": speed, "default_from": origin}
+    policy = {"name": "entropy"}
+    exits = None if speed is None else {"default_speed": speed, "default_from": origin, "policy": policy}
     return {
-        "name": name, "source": f"runs/{name}", "exits": exits, "calibration": calibration, "metric": 0.9,
-        "metric_interval": [0.9, 0.9],
+        "exported": False, "name": name, "source": f"runs/{name}", "exits": exits, "calibration": calibration,
+        "metric": 0.9, "metric_interval": [0.9, 0.9],
     }  # fmt: skip
 
 
 def certificate(speed: float = 0.3, **changes: Any) -> dict[str, Any]:
     return {
         "mode": "certified", "risk": "accuracy-drop", "max_drop": 0.03, "confidence": 0.95, "reference": None,
-        "certified_speeds": [speed], **changes,
+        "certified_speeds": [speed], "against_baseline": False, **changes,
     }  # fmt: skip
 
 
@@ -304,24 +316,17 @@ def test_a_certificate_against_its_own_full_model_excuses_no_loss_against_the_ba
 
 
 @pytest.mark.parametrize(
-    ("name", "speed", "reference", "against_baseline"),
-    [
-        ("base", 0.3, None, True),
-        ("other", 0.3, None, False),
-        ("other", 0.3, "base", True),
-        ("other", 0.3, "elsewhere", False),
-        ("other", 0.0, "base", True),
-        ("other", None, "base", True),
-    ],
+    ("name", "speed", "against_baseline"),
+    [("base", 0.3, True), ("other", 0.3, False), ("other", 0.0, True), ("other", None, True)],
 )
 def test_a_guarantee_holds_at_any_certified_speed_and_says_whether_it_is_against_the_baseline(
-    name: str, speed: float | None, reference: str | None, against_baseline: bool
+    name: str, speed: float | None, against_baseline: bool
 ) -> None:
-    sure = certificate(speed or 0.0, reference=reference)
+    sure = certificate(speed or 0.0, against_baseline=against_baseline)
     models = [offering_model(name, speed, "calibrated", sure)]
     if name != "base":
         models.insert(0, offering_model("base"))
-    rows = [offered_row("base", 0.9, 10), offered_row(name, 0.9, 40, speed) | {"backend": "onnx"}]
+    rows = [offered_row("base", 0.9, 10), offered_row(name, 0.9, 40, speed) | {"backend": "torch"}]
     chosen = verdict(models, rows, lead=f"runs/{name}")
     assert (chosen["guarantee"], chosen["against_baseline"]) == (sure, against_baseline)
     assert chosen["default_from"] == "calibrated"
@@ -359,6 +364,7 @@ def test_a_model_without_exits_is_certified_against_a_reference(
     )
     budget = RiskBudget(most=0.2, confidence=0.8)
     names = {"model_name": "student", "data_name": "topics", "reference_name": "teacher"}
+    names |= {"reference_files": model_files_fingerprint(teacher)}
     store(calibrate(classifier, task, "dev", budget, reference=reference, **names), folder)
     report = collect_report([teacher, folder], task, "test", settings=QUICK, examples=1)
     calibration = report["models"][1]["calibration"]
@@ -375,6 +381,47 @@ def test_a_model_without_exits_is_certified_against_a_reference(
     leading = searched["verdict"]
     assert (leading["met"], leading["model"], leading["guarantee"]) == (False, "student", calibration)
     assert leading["against_baseline"] is True
+    # Another model of the same folder name is not what it was tested against.
+    other = shutil.copytree(folder, tmp_path / "elsewhere" / "teacher", ignore=shutil.ignore_patterns("cal*"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"classifier_dropout": 0.1}))
+    against = collect_report([other, folder], task, "test", settings=QUICK, examples=1)
+    assert against["models"][1]["calibration"]["against_baseline"] is False
+
+
+def test_a_benchmark_of_other_rows_or_weights_is_refused(
+    report: dict[str, Any], teacher: Path, fast: Path, task: alembert.Task, tmp_path: Path
+) -> None:
+    given = benchmark([str(teacher), str(fast)], task, "test", data_name="topics", settings=QUICK)
+    collect_report([teacher, fast], task, "test", benchmark=given, examples=1)
+    turned = replace(task, splits=task.splits | {"test": task.dataset("test").shuffle(seed=3)})
+    with pytest.raises(InputError, match="other rows of test"):
+        collect_report([teacher, fast], turned, "test", benchmark=given)
+    changed = shutil.copytree(fast, tmp_path / "fast")
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"classifier_dropout": 0.1}))
+    with pytest.raises(InputError, match="has changed since"):
+        collect_report([teacher, changed], task, "test", benchmark=given)
+
+
+def test_rows_of_another_engine_policy_or_model_are_not_taken_for_a_models_own() -> None:
+    models = [offering_model("base"), offering_model("fast", 0.3)]
+    rows = [
+        offered_row("base", 0.9, 10),
+        # What the benchmark exported of the first model is not what its folder holds.
+        offered_row("base", 0.9, 90) | {"backend": "onnx", "precision": "int8"},
+        offered_row("base", 0.9, 11) | {"backend": "torch"},
+        offered_row("fast", 0.95, 99, 0.3) | {"policy": "margin"},
+        offered_row("fast", 0.9, 40, 0.3) | {"policy": "entropy"},
+    ]
+    chosen = verdict(models, rows, lead="runs/base")
+    assert (chosen["ratio"], chosen["beaten_by"][0]["backend"]) == (1.1, "onnx")
+    assert verdict(models, rows, lead="runs/fast")["ratio"] == 4.0
+    # Where names are whole paths, a folder's name alone is another's.
+    named = [{"name": name} for name in ("teacher", "fast", "archive/fast")]
+    assert rows_of(named, "archive/fast") == named[2:]
+    assert rows_of(named, "fast") == named[1:2]
+    assert rows_of(named, "runs/teacher") == named[:1]
 
 
 def made_up(

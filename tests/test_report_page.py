@@ -288,6 +288,34 @@ def test_guarantees_in_words() -> None:
         assert expected in wording.guarantee_sentence(report)
 
 
+def test_limits_are_told_exactly_and_small_costs_in_two_digits() -> None:
+    report = made_report()
+    for most, told in ((0.0025, "0.25"), (0.0125, "1.25"), (0.07, "7.0"), (0.0004, "0.04")):
+        report["verdict"]["guarantee"]["max_drop"] = most
+        assert wording.headline(report).endswith(f"sure of ≤ {told}")
+        assert f"at most {told} points" in wording.guarantee_sentence(report)
+    assert [wording.cost(rate, 0.1) for rate in (1051.0, 6000.0, 20.0)] == ["0.026", "0.0046", "1.39"]
+
+
+def test_a_graphics_card_is_named_where_time_was_its() -> None:
+    report = made_report()
+    report["machine"] |= {"device": "NVIDIA H100", "processor": "Xeon", "threads": 16}
+    text = " ".join(Page(render_page(report)).text.split())
+    assert "included, on NVIDIA H100; the ratio" in text
+    assert "rounds on NVIDIA H100." in markdown(report, {})
+
+
+def test_regression_says_what_counts_as_wrong() -> None:
+    report = made_report()
+    assert "further off than half" not in render_page(report)
+    report["task"] |= {"problem_type": "regression", "metric": "pearson"}
+    html = render_page(report)
+    assert html.count("further off than half of the full model’s") == 1 + len(
+        [model for model in report["models"] if model["exits"]]
+    )
+    assert "its height the probability" not in html
+
+
 def test_a_faster_candidate_is_named_with_its_speed() -> None:
     report = made_report()
     report["verdict"]["beaten_by"] = [row("other", "onnx", 0.89, 60.0, 0.5)]
@@ -341,7 +369,10 @@ def test_texts_and_names_are_never_markup(html: str) -> None:
     assert html.count("<script") == 3 and "<img" not in html
     kinds = [attributes.get("type") for tag, attributes in page.elements if tag == "script"]
     assert kinds == [None, "application/json", None]
-    assert json.loads(page.scripts[1]) == made_report()
+    shown = json.loads(page.scripts[1])
+    promises = [(one["calibration"] or {}).pop("promise", None) for one in shown["models"]]
+    assert promises == [None, "95% sure of at most 1.0 below its own full model"]
+    assert shown == made_report()
     assert "<" not in page.scripts[1]
     hostile = {"a": "</script><!--<script>&amp;\u2028"}
     assert json.loads(json_in_html(hostile)) == hostile
@@ -410,6 +441,17 @@ def test_markdown_and_pictures(tmp_path: Path) -> None:
     assert "| 0.5 | 80.0 | −10.0 | 50 est. | 2.00 | 2.50× | 12.0% | 90.0% |" in text
     assert "<" not in text.replace("\\<", "") and "\\<script\\>" in text
     assert escaped("a|b\n![x](y)") == r"a\|b \!\[x\](y)"
+    # Neither a list nor a link of GitHub's.
+    assert (
+        escaped("- a") == r"\- a"
+        and escaped("12. b") == r"12\. b"
+        and escaped("-- 1.2") == r"\-- 1.2"
+        and escaped("1.2") == "1.2"
+    )
+    assert [escaped(link) for link in ("see http://x.y", "www.x.y")] == [
+        "see http:&#8203;//x.y",
+        "www&#8203;.x.y",
+    ]
 
 
 def test_transport_is_read_from_the_runs(tmp_path: Path) -> None:
@@ -514,7 +556,7 @@ def test_slider_moves_the_figures(browser: Any, page_file: Path) -> None:
         "40",
     )
     assert visit.text("figure-cost") == "2.50" and "measured" in visit.text("figure-rate-sub")
-    assert visit.text("speed-status") == "95% sure: ≤ 1.0 points below its own full model"
+    assert visit.text("speed-status") == "95% sure of at most 1.0 below its own full model"
     visit.page.focus("#slider")
     visit.page.keyboard.press("ArrowRight")
     assert (visit.text("speed-value"), visit.text("figure-metric"), visit.text("figure-rate")) == (
@@ -598,7 +640,7 @@ def test_only_certified_speeds_look_so(browser: Any, tmp_path: Path) -> None:
     assert visit.page.locator("#curve-chart .certified").count() == 2
     assert visit.page.text_content("#default-mark.certified") == "certified"
     visit.page.click("#to-full")
-    assert visit.text("speed-status") == "95% sure: ≤ 1.0 points below teacher"
+    assert visit.text("speed-status") == "95% sure of at most 1.0 below teacher"
     calibration |= {"mode": "empirical", "certified_speeds": []}
     visit = Visit(browser, written_page(report, tmp_path))
     assert visit.page.locator("#curve-chart .certified").count() == 0

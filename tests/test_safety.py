@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 import alembert
+from alembert.benchmarks.calibration import calibrate
 from alembert.cli.app import run
 from alembert.training.checkpoints import (
     last_complete_checkpoint,
@@ -81,6 +85,71 @@ def test_a_teacher_trained_anew_is_another_teacher(
 def test_distillation_takes_the_teachers_length(teacher: Path, task: alembert.Task, tmp_path: Path) -> None:
     alembert.distill("fastbert", str(teacher), task, tmp_path / "run", settings={"epochs": 1})
     assert alembert.AdaptiveClassifier.from_pretrained(tmp_path / "run").max_length == 32
+
+
+def test_two_processes_do_not_work_in_one_folder(teacher: Path, task: alembert.Task, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom alembert.common.locks import FolderLock\n"
+        "lock = FolderLock(Path(sys.argv[1]))\nlock.acquire()\nprint(flush=True)\nsys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(output)]
+
+    def distil() -> None:
+        alembert.distill("fastbert", str(teacher), task, output, settings={"epochs": 1})
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(alembert.InputError, match="another process is working on it"):
+            distil()
+        other.kill()
+    distil()
+    assert (output / "alembert.json").exists() and not (output / ".lock").exists()
+
+
+def test_models_without_a_tokenizer_are_refused(teacher: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(teacher, tmp_path / "bare", ignore=shutil.ignore_patterns("*token*", "vocab*"))
+    with pytest.raises(alembert.InputError, match="tokenizer"):
+        alembert.AdaptiveClassifier.from_pretrained(bare)
+
+
+def test_a_student_that_was_written_anew_is_another_student(
+    teacher: Path, task: alembert.Task, tmp_path: Path
+) -> None:
+    student, settings = tmp_path / "small.json", {"epochs": 1, "batch_size": 16}
+    config = json.loads((teacher / "config.json").read_text())
+    student.write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    alembert.distill("kd", str(teacher), task, tmp_path / "run", student=str(student), settings=settings)
+    student.write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(alembert.InputError, match="student_files"):
+        alembert.distill("kd", str(teacher), task, tmp_path / "run", student=str(student), settings=settings)
+
+
+def test_augmented_texts_must_be_of_the_tasks_kind(
+    teacher: Path, task: alembert.Task, tmp_path: Path
+) -> None:
+    pairs = task.dataset("train").add_column("text_pair", task.dataset("train")["text"][:])
+    with pytest.raises(alembert.InputError, match="augmented rows are pairs of texts"):
+        alembert.distill("fastbert", str(teacher), task, tmp_path / "run", augmented=pairs)
+
+
+def test_labels_in_another_order_are_refused(fast: Path, task_folder: Path) -> None:
+    classifier = alembert.AdaptiveClassifier.from_pretrained(fast)
+    turned = alembert.load_task(task_folder, label_names=classifier.label_names[::-1])
+    names = {"model_name": "fast", "data_name": "topics"}
+    with pytest.raises(alembert.InputError, match="in the same order"):
+        alembert.evaluate(classifier, turned, "dev", [0.0], repeats=0, **names)
+    with pytest.raises(alembert.InputError, match="in the same order"):
+        calibrate(classifier, turned, "dev", **names)
+
+
+def test_a_single_file_is_the_split_that_is_asked_for(
+    fast: Path, task_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--split", "dev", "--speed", "0", "--repeats", "0", "--json"]
+    assert run(["evaluate", str(fast), "--data", str(task_folder / "dev.tsv"), *flags]) == 0
+    assert '"split": "dev"' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("max_length", [2, 65, -5])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,7 +28,7 @@ from alembert.benchmarks.risk_control import (
 from alembert.common.errors import InputError
 from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task, rows_sha256
-from alembert.data.validation import rows_not_in_train
+from alembert.data.validation import check_same_labels, rows_not_in_train
 from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.runtime.calibration_file import CALIBRATION_FILE, model_files_fingerprint, write_calibration
 from alembert.runtime.policies import MULTI_LABEL, REGRESSION, check_speed
@@ -67,6 +67,7 @@ def calibrate(
     data_name: str,
     reference: AdaptiveClassifier | None = None,
     reference_name: str | None = None,
+    reference_files: Mapping[str, str] | None = None,
     answers: ExitAnswers | None = None,
     reference_logits: Array | None = None,
     policy: str | None = None,
@@ -94,7 +95,7 @@ def calibrate(
         model_name, data_name: for the record.
         reference: another model, run at its full depth, that drop and disagreement are against: the teacher of a
             model whose own full answers are not the teacher's. With it a model without exits can be tested too.
-        reference_name: for the record.
+        reference_name, reference_files: for the record; the latter is what `model_files_fingerprint` gives.
         answers: of all the classifier's exits to the split's texts in their order, where they are known already.
         reference_logits: (rows, labels), of a reference that has answered these texts already, in place of `reference`.
         policy, top_k, renormalise: over the classifier's.
@@ -110,6 +111,7 @@ def calibrate(
     """
     budget = budget or RiskBudget()
     budget.check(task.problem_type)
+    check_same_labels(classifier.label_names, task, model_name)
     has_reference = reference is not None or reference_logits is not None
     if len(classifier.exit_layers) == 1 and not has_reference:
         raise InputError(
@@ -184,6 +186,7 @@ def calibrate(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model_name,
         "reference": reference_name if has_reference else None,
+        "reference_files": dict(reference_files or {}) if has_reference else None,
         "speed": speed,
         "policy": chosen.name,
         "top_k": chosen.top_k,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alembert.benchmarks.comparison_engines import Notify, Opener, check_models
+from alembert.benchmarks.comparison_engines import Notify, Opener, check_models, short_names
 from alembert.benchmarks.comparison_rows import Candidate, Measurements, OutsideCandidate
 from alembert.benchmarks.comparison_settings import BenchmarkSettings
 from alembert.benchmarks.engines import Text
@@ -23,7 +23,8 @@ from alembert.benchmarks.evaluation import task_texts
 from alembert.benchmarks.outside import OutsideProgram
 from alembert.benchmarks.timing import Timing, machine_description, take_turns
 from alembert.common.errors import InputError
-from alembert.data.task import Task
+from alembert.data.task import Task, rows_sha256
+from alembert.runtime.calibration_file import model_files_fingerprint
 
 _PACKAGES = ("onnxruntime", "openvino", "tokenizers")
 
@@ -101,12 +102,17 @@ def benchmark(
         "data": data_name,
         "split": split,
         "rows": len(texts),
+        "rows_sha256": rows_sha256(task.dataset(split)),
         "task": {
             "problem_type": task.problem_type,
             "metric": task.main_metric,
             "num_labels": task.num_labels,
         },
         "models": list(models),
+        "model_files": {
+            name: model_files_fingerprint(fact.source)
+            for name, fact in zip(short_names([fact.source for fact in facts]), facts, strict=True)
+        },
         "settings": dataclasses.asdict(settings) | {"threads": threads, "batch_tokens": opener.batch_tokens},
         "timing": {
             "rows": len(sample),

@@ -100,7 +100,7 @@ class Opener:
 
     def open_all(self, facts: Sequence[ModelFacts], folder: Path) -> list[Candidate]:
         """The rows to measure, the baseline first."""
-        settings, first, names = self.settings, facts[0], _names([fact.source for fact in facts])
+        settings, first, names = self.settings, facts[0], short_names([fact.source for fact in facts])
         given = sum(1 if fact.exported else len(settings.torch_precisions) for fact in facts)
         self.expected = 1 + len(settings.peers) + given
         baseline = self._open(names[0], first, TRANSFORMERS, "fp32")
@@ -118,7 +118,7 @@ class Opener:
             peer = dataclasses.replace(first, source=str(plain), precision="int8")
             candidates.append(self._open(names[0], peer, ONNXRUNTIME, "int8"))
         if "onnx-int8-sorted" in settings.peers:
-            full = export_full_model(first.source, folder / "full-int8")
+            full = export_full_model(first.source, folder / "full-int8", self.max_length)
             peer = dataclasses.replace(
                 first, source=str(full), exported=True, precision="int8", has_exits=False
             )
@@ -183,18 +183,23 @@ class Opener:
         )
 
 
-def export_full_model(source: str, folder: Path) -> Path:
+def export_full_model(source: str, folder: Path, max_length: int | None = None) -> Path:
     """Exports a classifier without its exits to int8, as `alembert export` does; returns the folder.
 
     Raises InputError when the `onnx` extra is not installed or the model cannot be exported.
     """
     from alembert.runtime.export import export_classifier
 
-    export_classifier(source, folder, precision="int8", exits=(), count_macs=segment_macs)
+    try:
+        export_classifier(
+            source, folder, precision="int8", exits=(), max_length=max_length, count_macs=segment_macs
+        )
+    except InputError as error:
+        raise InputError(f"{error}; or leave the peer onnx-int8-sorted out (--peers)") from error
     return folder
 
 
-def _names(sources: Sequence[str]) -> list[str]:
+def short_names(sources: Sequence[str]) -> list[str]:
     """Short names that differ: the folders' own names, or the sources as they were given."""
     short = [Path(source).name or source for source in sources]
     return short if len(set(short)) == len(short) else list(sources)

@@ -16,6 +16,7 @@ from alembert.benchmarks.timing import Timing, interleave, machine_description, 
 from alembert.common.errors import InputError
 from alembert.data.metrics import bootstrap_interval, compute_metrics, expected_calibration_error
 from alembert.data.task import Task
+from alembert.data.validation import check_same_labels
 from alembert.runtime.adaptive import AdaptiveClassifier, Text
 from alembert.runtime.policies import ExitPolicy, PolicyHistory, check_speed
 from alembert.runtime.torch_backend import to_probabilities
@@ -168,10 +169,13 @@ def evaluate(
         ... )
         >>> [row["speed"] for row in results["speeds"]]
         [0.0, 0.5]
+
+    Raises InputError for wrong speeds, an empty text, and labels that are not the model's.
     """
     if not speeds:
         raise InputError("no speeds given: name at least one between 0 and 1")
     speeds = [check_speed(speed) for speed in speeds]
+    check_same_labels(classifier.label_names, task, model_name)
     chosen = classifier.policy(policy, top_k, renormalise)
     texts, labels = task_texts(task, split), np.asarray(task.dataset(split)["labels"])
     notify = progress or (lambda *_: None)

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from alembert.benchmarks.comparison import benchmark as run_benchmark
-from alembert.benchmarks.comparison_engines import check_models
+from alembert.benchmarks.comparison_engines import check_models, short_names
 from alembert.benchmarks.comparison_settings import BenchmarkSettings
 from alembert.benchmarks.report_models import ReportedModel, confusions_against, report_model
-from alembert.benchmarks.report_rates import estimated_rates, is_of, measured_rates
+from alembert.benchmarks.report_rates import estimated_rates, measured_rates, rows_of, speeds_along
 from alembert.benchmarks.report_runs import run_record
 from alembert.benchmarks.report_verdict import verdict
 from alembert.common.errors import InputError
 from alembert.data.task import Task, rows_sha256
+from alembert.runtime.calibration_file import model_files_fingerprint
 
 FORMAT = 1
 AXES: dict[str, bool] = {"texts_per_second": True, "macs": False, "p50_ms": False}
@@ -81,7 +82,7 @@ def collect_report(
     # Runs are read first: a damaged log is to be known before an hour of measuring.
     records = [run_record(source) for source in sources]
     notify = progress or (lambda *_: None)
-    names = _names(sources)
+    names = short_names(sources)
     max_length = settings.max_length if settings is not None else None
     if benchmark is not None:
         max_length = benchmark["settings"].get("max_length")
@@ -102,6 +103,8 @@ def collect_report(
         if model.part["exits"] is None and model is not models[0]:
             model.part["confusions"] = confusions_against(model, models[0], task, split)
         _add_rates(model, rows)
+        if model.part["calibration"] is not None:
+            model.part["calibration"]["against_baseline"] = _is_against(model, models[0])
         parts.append(model.part | {"run": record})
     return {
         "format": FORMAT,
@@ -145,17 +148,29 @@ def check_benchmark(benchmark: Mapping[str, Any], sources: Sequence[str], task: 
             f"the benchmark is of {there[0]}, {there[1]} rows, {there[2]}; the report of {here[0]}, {here[1]} rows, "
             f"{here[2]}: give the same --data, --split and --max-rows to both"
         )
-    if not is_of(benchmark["results"][0], sources[0]):
+    if "rows_sha256" in benchmark and benchmark["rows_sha256"] != rows_sha256(task.dataset(split)):
+        raise InputError(
+            f"the benchmark is of other rows of {split} than the report: give the same --data, --max-rows and --seed "
+            "to both"
+        )
+    if benchmark["results"][0] not in rows_of(benchmark["results"], sources[0]):
         raise InputError(
             f"the benchmark compares with {benchmark['results'][0]['name']}, its first model, and the report with "
             f"{sources[0]}: give the same model first to both"
         )
     for source in sources:
-        if not any(is_of(row, source) for row in benchmark["results"]):
+        found = rows_of(benchmark["results"], source)
+        if not found:
             known = ", ".join(sorted({str(row["name"]) for row in benchmark["results"]}))
             raise InputError(
                 f"the benchmark does not hold {source}; it holds {known}: run it again with that model, or without "
                 "--benchmark"
+            )
+        measured = benchmark.get("model_files", {}).get(found[0]["name"])
+        if measured is not None and measured != model_files_fingerprint(source):
+            raise InputError(
+                f"{source} is not the {found[0]['name']} that the benchmark measured, or has changed since: "
+                "run it again"
             )
 
 
@@ -166,11 +181,7 @@ def _with_speeds(settings: BenchmarkSettings, models: Sequence[ReportedModel]) -
     speeds = {0.0}
     for exits in (model.part["exits"] for model in models if model.part["exits"] is not None):
         speeds.add(exits["default_speed"])
-        macs = exits["curve"]["macs"]
-        if None not in macs:
-            costs = np.array(macs)
-            wanted = [costs[0] - share * (costs[0] - costs.min()) for share in _MEASURED_SHARES]
-            speeds |= {exits["speeds"][int(np.abs(costs - at).argmin())] for at in wanted}
+        speeds |= set(speeds_along(exits["speeds"], exits["curve"]["macs"], _MEASURED_SHARES))
     return dataclasses.replace(settings, speeds=tuple(sorted(speeds)))
 
 
@@ -198,7 +209,7 @@ def _add_rates(model: ReportedModel, rows: Sequence[Mapping[str, Any]]) -> None:
     exits = model.part["exits"]
     if exits is None:
         return
-    points = measured_rates(rows, model.source)
+    points = measured_rates(rows, model.part)
     estimated = estimated_rates(points, exits["curve"]["macs"])
     exits["measured_speeds"] = [row["speed"] for row in points]
     if estimated is None:
@@ -212,6 +223,15 @@ def _add_rates(model: ReportedModel, rows: Sequence[Mapping[str, Any]]) -> None:
             timed[speed][key] if speed in timed else value
             for speed, value in zip(exits["speeds"], values, strict=True)
         ]
+
+
+def _is_against(model: ReportedModel, first: ReportedModel) -> bool:
+    """Whether a model's calibration compares it with the baseline's model."""
+    calibration = model.part["calibration"]
+    if calibration["reference"] is None:
+        return model is first
+    files = calibration["reference_files"]
+    return bool(files) and files == model_files_fingerprint(first.source)
 
 
 def _task_facts(task: Task, split: str) -> dict[str, Any]:
@@ -228,9 +248,3 @@ def _task_facts(task: Task, split: str) -> dict[str, Any]:
         "rows": rows.num_rows,
         "rows_sha256": rows_sha256(rows),
     }
-
-
-def _names(sources: Sequence[str]) -> list[str]:
-    """Short names that differ, as in the benchmark."""
-    short = [Path(source).name or source for source in sources]
-    return short if len(set(short)) == len(short) else list(sources)

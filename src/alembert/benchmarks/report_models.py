@@ -37,7 +37,7 @@ CALIBRATED, OWN, PICKED = "calibrated", "own", "picked"
 """Where a default speed comes from: calibration.json, config.json, or the very rows of the report."""
 _CALIBRATION_KEYS = (
     *("speed", "risk", "max_drop", "scale", "confidence", "mode", "per_class"),
-    *("reference", "data", "split", "rows", "at_speed", "next", "created"),
+    *("reference", "reference_files", "data", "split", "rows", "at_speed", "next", "created"),
 )
 _OWN_RISKS = (ACCURACY_DROP, DISAGREEMENT)
 """Those that are 0 by definition where a full model is compared with itself."""

@@ -9,28 +9,35 @@ from typing import Any
 import numpy as np
 
 
-def measured_rates(rows: Sequence[Mapping[str, Any]], source: str) -> list[Mapping[str, Any]]:
+def measured_rates(rows: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The rows of a benchmark that hold a model's own speeds, of one engine, by falling MACs.
 
-    Rows whose MACs or time are not known are left out. Where several engines ran the model the first one counts.
+    Rows whose MACs or time are not known are left out, and those of another policy than the model's. Where several
+    engines ran the model the first one counts.
 
     Args:
         rows: "results" of `alembert benchmark`.
-        source: the model as it was given; rows are named by it or by its folder.
+        model: of the report's "models", with exits.
     """
+    policy = model["exits"]["policy"]["name"]
     own = [
-        row
-        for row in rows
-        if is_of(row, source) and row["backend"] in ("torch", "onnx") and row["speed"] is not None
+        row for row in own_rows(rows, model) if row["speed"] is not None and row["policy"] in (None, policy)
     ]
     first = [row for row in own if engine_of(row) == engine_of(own[0])]
     known = [row for row in first if row["macs"] and row["texts_per_second"]]
     return sorted(known, key=lambda row: -float(row["macs"]))
 
 
-def is_of(row: Mapping[str, Any], source: str) -> bool:
-    """Whether a row is of the model that was given as `source`."""
-    return row["name"] in (source, Path(source).name)
+def own_rows(rows: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of a model as Alembert runs its folder, which is not what else the benchmark made of it."""
+    backend = "onnx" if model["exported"] else "torch"
+    return [row for row in rows_of(rows, model["source"]) if row["backend"] == backend]
+
+
+def rows_of(rows: Sequence[Mapping[str, Any]], source: str) -> list[Mapping[str, Any]]:
+    """The rows of the model that was given as `source`: they have that name, or its folder's."""
+    same = [row for row in rows if row["name"] == source]
+    return same or [row for row in rows if row["name"] == Path(source).name]
 
 
 def engine_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -56,6 +63,23 @@ def estimated_rates(
     x = np.array(sorted(by_macs))
     y = np.array([by_macs[value] for value in x])
     return [None if value is None else 1 / _seconds(x, y, float(value)) for value in macs]
+
+
+def speeds_along(
+    speeds: Sequence[float], macs: Sequence[float | None], shares: Sequence[float]
+) -> list[float]:
+    """The speeds that come nearest to saving these shares of all that can be saved; none where MACs are not known.
+
+    Args:
+        speeds: ascending from 0.
+        macs: of each, per text.
+        shares: in (0, 1).
+    """
+    if None in macs:
+        return []
+    costs = np.array(macs, float)
+    wanted = [costs[0] - share * (costs[0] - costs.min()) for share in shares]
+    return [speeds[int(np.abs(costs - at).argmin())] for at in wanted]
 
 
 def _seconds(x: Any, y: Any, macs: float) -> float:

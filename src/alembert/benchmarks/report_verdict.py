@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from alembert.benchmarks.report_models import CALIBRATED, TOLERATED_DROP
-from alembert.benchmarks.report_rates import engine_of, is_of, measured_rates
+from alembert.benchmarks.report_rates import engine_of, measured_rates, own_rows
 from alembert.benchmarks.risk_budget import TASK_ERROR
 
 MEASURED, ESTIMATED = "measured", "estimated"
@@ -43,20 +42,20 @@ def verdict(
         guarantee compares with the baseline's model); "baseline" and "baseline_metric"; "met"; and "beaten_by", names,
         engines and speeds of candidates of other models or engines that were measured both faster and no worse.
     """
-    offers = [_offer(model, rows, models[0]) for model in models]
+    offers = [_offer(model, rows) for model in models]
     if lead is not None:
         chosen = next(o for o, model in zip(offers, models, strict=True) if model["source"] == lead)
         if promise is not None:
             chosen |= {"guarantee": promise, "against_baseline": True}
     else:
         chosen = _best(offers if met else offers[1:] or offers)
-    source = next(model["source"] for model in models if model["name"] == chosen["model"])
+    model = next(model for model in models if model["name"] == chosen["model"])
     baseline = rows[0]
     return chosen | {
         "baseline": f"{baseline['name']} ({baseline['backend']} {baseline['precision']})",
         "baseline_metric": baseline["metric"],
         "met": met,
-        "beaten_by": _better(chosen, source, rows),
+        "beaten_by": _better(chosen, model, rows),
     }
 
 
@@ -77,9 +76,9 @@ def _promised_drop(guarantee: Mapping[str, Any]) -> float:
 
 
 def _better(
-    chosen: Mapping[str, Any], source: str, rows: Sequence[Mapping[str, Any]]
+    chosen: Mapping[str, Any], model: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    rate, own = chosen["texts_per_second"], _own_rows(source, rows)
+    rate, own = chosen["texts_per_second"], own_rows(rows, model)
     keys = ("name", "backend", "precision", "batching", "speed", "metric", "texts_per_second")
     return [
         {key: row[key] for key in keys}
@@ -89,24 +88,16 @@ def _better(
     ]
 
 
-def _own_rows(source: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows of a model as Alembert runs it."""
-    return [row for row in rows if is_of(row, source) and row["backend"] in ("torch", "onnx")]
-
-
 def _ratio(offer: Mapping[str, Any]) -> float:
     return float(offer["ratio"] or 0.0)
 
 
-def _offer(
-    model: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]
-) -> dict[str, Any]:
+def _offer(model: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     exits, calibration, baseline = model["exits"], model["calibration"], rows[0]
     speed = None if exits is None else exits["default_speed"]
-    own = _own_rows(model["source"], rows)
+    own = own_rows(rows, model)
     if exits is not None:
-        engine = measured_rates(rows, model["source"])
-        own = [row for row in (engine or own) if row["speed"] == speed]
+        own = [row for row in measured_rates(rows, model) or own if row["speed"] == speed]
     row = own[0] if own else None
     origin = exits["default_from"] if exits is not None else CALIBRATED if calibration is not None else None
     offer: dict[str, Any] = {
@@ -117,9 +108,7 @@ def _offer(
         "against_baseline": False,
     }
     if origin == CALIBRATED and (speed or 0.0) in calibration["certified_speeds"]:
-        reference = calibration["reference"]
-        against = model is first if reference is None else reference == Path(first["source"]).name
-        offer |= {"guarantee": calibration, "against_baseline": against}
+        offer |= {"guarantee": calibration, "against_baseline": calibration["against_baseline"]}
     if row is not None:
         return offer | {
             "metric": row["metric"],

@@ -85,6 +85,7 @@ def calibrate(
     from alembert.benchmarks.calibration import SPEEDS, store
     from alembert.benchmarks.calibration import calibrate as run_calibration
     from alembert.benchmarks.risk_budget import RiskBudget
+    from alembert.runtime.calibration_file import model_files_fingerprint
 
     speeds = SPEEDS if speed is None else parse_speeds(speed)
     # Naming a speed keeps an earlier calibration's policy and exits out of this one.
@@ -121,6 +122,7 @@ def calibrate(
                 data_name=loaded.name,
                 reference=teacher,
                 reference_name=None if reference is None else Path(reference).name,
+                reference_files=None if reference is None else model_files_fingerprint(reference),
                 policy=policy,
                 top_k=top_k,
                 renormalise=renormalise,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
+from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,9 +15,15 @@ import yaml
 
 from alembert.common.errors import InputError
 
+_ASSIGNED = "alembert.assigned."
+"""Before the name of a flag, in a context's `meta`: the assignments that a configuration file has for it."""
+_CONTEXT: ContextVar[typer.Context | None] = ContextVar("command", default=None)
+"""Of the command that runs."""
+
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Makes a YAML file's entries the defaults of the options of the same name; flags override them."""
+    _CONTEXT.set(context)
     if path is None:
         return None
     try:
@@ -28,22 +34,32 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"--config {path}: is no valid YAML ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path}: must hold `name: value` lines")
-    names = {parameter.name: parameter for parameter in context.command.params}
+    # By the flags' names, which are not always those of the parameters.
+    names = {
+        flag.lstrip("-"): parameter
+        for parameter in context.command.params
+        for flag in ((parameter.name or "").replace("_", "-"), *parameter.opts, *parameter.secondary_opts)
+    }
     defaults: dict[str, Any] = {}
     for key, entry in values.items():
-        name = str(key).replace("-", "_")
-        if name not in names and f"{name}_" not in names:
-            known = ", ".join(sorted(str(name).replace("_", "-") for name in names))
+        parameter = names.get(str(key).replace("_", "-"))
+        if parameter is None:
+            flags = {flag for each in context.command.params for flag in each.opts if flag.startswith("--")}
+            known = ", ".join(sorted(flag.lstrip("-") for flag in flags))
             raise InputError(f"--config {path}: unknown entry {key!r}; this command knows {known}")
-        defaults["set_" if name == "set" else name] = _as_flag(entry)
+        if isinstance(entry, dict):
+            # Beside the parameter's own: one assignment on the command line must not displace all of these.
+            context.meta[_ASSIGNED + str(key)] = {
+                str(name).replace("-", "_"): value for name, value in entry.items()
+            }
+        else:
+            defaults[str(parameter.name)] = _as_flag(entry)
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
 
 def _as_flag(entry: Any) -> Any:
-    """A YAML value as its flag takes it: a mapping is assignments, a list of numbers is separated by commas."""
-    if isinstance(entry, dict):
-        return [f"{option}={json.dumps(setting)}" for option, setting in entry.items()]
+    """A YAML value as its flag takes it: a list of numbers is separated by commas."""
     if isinstance(entry, list) and all(isinstance(item, int | float) for item in entry):
         return ",".join(str(item) for item in entry)
     return entry
@@ -162,8 +178,11 @@ ResumeOption = Annotated[
 
 
 def parse_assignments(pairs: list[str] | None, flag: str) -> dict[str, Any]:
-    """`name=value` strings as a dictionary; values are read as YAML."""
-    result: dict[str, Any] = {}
+    """`name=value` strings as a dictionary, over those of a configuration file; values are read as YAML."""
+    context = _CONTEXT.get()
+    result: dict[str, Any] = (
+        {} if context is None else dict(context.meta.get(_ASSIGNED + flag.lstrip("-"), {}))
+    )
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not equals or not name:
@@ -176,9 +195,18 @@ def parse_assignments(pairs: list[str] | None, flag: str) -> dict[str, Any]:
 
 
 def training_settings(**given: Any) -> dict[str, Any]:
-    """The training settings that were given on the command line, `training` assignments included."""
-    extra = parse_assignments(given.pop("training", None), "--training")
-    return extra | {name: value for name, value in given.items() if value is not None}
+    """The training settings that were given, `training` assignments included; the command line's win over a file's."""
+    context, pairs = _CONTEXT.get(), given.pop("training", None)
+    given = {name: value for name, value in given.items() if value is not None}
+    of_file = {
+        name: value
+        for name, value in given.items()
+        if context is not None and getattr(context.get_parameter_source(name), "name", "") == "DEFAULT_MAP"
+    }
+    if of_file:
+        named = {str(pair).partition("=")[0].strip().replace("-", "_") for pair in pairs or ()}
+        given = {name: value for name, value in given.items() if name not in of_file or name not in named}
+    return parse_assignments(pairs, "--training") | given
 
 
 def limit_rows(task: Any, limits: dict[str, int | None], seed: int) -> Any:
@@ -296,7 +324,8 @@ def _load_labelled(
             **columns,
         )
 
-    task, doubt = read(()), None
+    # A single file is the split that is asked for.
+    task, doubt = read((split,) if split is not None and Path(data).is_file() else ()), None
     there = {*task.splits, *(("dev",) if "train" in task.splits else ())}
     wanted = split or next((name for name in order if name in there), "dev")
     if wanted == "dev" and "dev" not in task.splits and "train" in task.splits:

@@ -92,6 +92,8 @@ def predict(
 
     if output is not None:
         output_format(output)
+        if input_file is not None and output.exists() and input_file.exists() and output.samefile(input_file):
+            raise InputError(f"--output {output}: is the input, which it would replace: name another file")
     rows = _rows(texts, input_file, text_column, text_pair_column)
     # All of it at loading: a calibration beside the model is used or left aside by what is asked for.
     classifier = o.load_adaptive(

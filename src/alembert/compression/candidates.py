@@ -14,16 +14,19 @@ from alembert.benchmarks.calibration import NothingCertifiedError, calibrate, ro
 from alembert.benchmarks.evaluation import task_texts
 from alembert.benchmarks.pruning import segment_macs
 from alembert.benchmarks.replayed_exits import collect_answers
+from alembert.benchmarks.report_rates import speeds_along
 from alembert.benchmarks.risk_budget import EMPIRICAL, RiskBudget
 from alembert.benchmarks.risk_control import smallest_set
 from alembert.data.task import Task
 from alembert.data.validation import rows_not_in_train
 from alembert.runtime.adaptive import AdaptiveClassifier
-from alembert.runtime.calibration_file import CALIBRATION_FILE
+from alembert.runtime.calibration_file import CALIBRATION_FILE, CalibratedSpeed
 from alembert.runtime.export import export_classifier
 from alembert.runtime.manifest import MANIFEST_FILE
 
 logger = logging.getLogger("alembert")
+TIMED_SHARES = (1 / 3, 2 / 3)
+"""Of what exits can save: where time is measured beside the full model's and the chosen speed's."""
 Progress = Callable[[str, int, int], None]
 _PROMISING_SHARE = 0.5
 """Of the budget, lost on dev: at the very edge of it no number of rows would make a model sure to keep to it."""
@@ -105,6 +108,7 @@ def certify(
     budget: RiskBudget,
     progress: Progress,
     *,
+    reference_files: Mapping[str, str],
     max_length: int | None = None,
 ) -> Certificate:
     """Finds the largest speed of an exported model at which it keeps to the budget against the teacher.
@@ -117,6 +121,7 @@ def certify(
         task: with a dev split.
         budget: in either mode.
         progress: called with a description, steps done and steps in all.
+        reference_files: the teacher's fingerprint, for the record.
         max_length: of texts, in tokens; None = the model's own.
     """
     classifier = AdaptiveClassifier.from_pretrained(exported, speed=0.0, max_length=max_length)
@@ -137,6 +142,7 @@ def certify(
             answers=answers,
             reference_logits=reference_logits,
             reference_name="teacher",
+            reference_files=reference_files,
         )
         if len(classifier.exit_layers) > 1:
             store(record, exported)
@@ -163,6 +169,16 @@ def certify(
         return Certificate(False, record["speed"], seen["risk"], seen["macs"], str(error), needed)
     at_speed = record["at_speed"]
     return Certificate(True, record["speed"], at_speed["risk"], at_speed["macs"], None)
+
+
+def timed_speeds(exported: Path, speed: float) -> tuple[float, ...]:
+    """The speeds at which an export is to be timed: its own, and of one with exits those that tell the others' time."""
+    calibrated = CalibratedSpeed.read(exported)
+    if calibrated is None:
+        return (0.0, speed)
+    curve = calibrated.record["curve"]
+    between = speeds_along([row["speed"] for row in curve], [row["macs"] for row in curve], TIMED_SHARES)
+    return tuple(sorted({0.0, speed, *between}))
 
 
 def dominated(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
 from alembert.benchmarks.timing import machine_description
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json, write_text
+from alembert.common.locks import FolderLock
 from alembert.compression.candidates import (
     Certificate,
     certify,
     dominated,
     export_once,
     split_confidence,
+    timed_speeds,
     without_learned_rows,
 )
 from alembert.compression.card import compression_card
@@ -59,6 +62,7 @@ from alembert.models.loading import (
 )
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.adaptive import AdaptiveClassifier
+from alembert.runtime.calibration_file import model_files_fingerprint
 from alembert.training.processes import process_state
 from alembert.training.settings import TrainingSettings
 
@@ -127,8 +131,11 @@ def compress(
         RiskBudget(most=max_drop, confidence=confidence, mode=mode, scale=scale), min_speedup, budget, max_length, seed,
         overwrite, progress or (lambda *_: None),
     )  # fmt: skip
-    with WorkClock(work.folder / CLOCK) as clock:
-        return work.run(clock)
+    try:
+        with WorkClock(work.folder / CLOCK) as clock:
+            return work.run(clock)
+    finally:
+        work.lock.release()
 
 
 class _Work:
@@ -158,7 +165,13 @@ class _Work:
             )
         self.max_length = (trained or _DEFAULT_MAX_LENGTH) if max_length is None else max_length
         validated(TrainingSettings, {"max_length": self.max_length, "seed": seed}, "setting")
-        self.state = self._open(overwrite)
+        self.lock = FolderLock(folder)
+        self.lock.acquire()
+        try:
+            self.state = self._open(overwrite)
+        except BaseException:
+            self.lock.release()
+            raise
         self.trainings = Trainings(model, task, folder, self.state, self._save, budget)
 
     def _open(self, overwrite: bool) -> dict[str, Any]:
@@ -276,16 +289,23 @@ class _Work:
             return {name: Certificate(**value) for name, value in known.items()}
         confidence = split_confidence(self.risk.confidence, len(exports))
         budget = replace(self.risk, confidence=confidence)
-        teacher = AdaptiveClassifier.from_pretrained(
-            str(self.trainings.folder_of(TEACHER)), speed=0.0, max_length=self.max_length
-        )
+        folder = self.trainings.folder_of(TEACHER)
+        teacher = AdaptiveClassifier.from_pretrained(str(folder), speed=0.0, max_length=self.max_length)
         reference = full_model_logits(teacher, self.task, "dev", self.progress)
         labels = np.asarray(self.task.dataset("dev")["labels"])
         score = compute_metrics(self.task.problem_type, self.task.metrics, reference, labels)
         check_teacher_score(self.task, score[self.task.main_metric], "dev")
         certificates = {
-            name: certify(folder, reference, self.task, budget, self.progress, max_length=self.max_length)
-            for name, folder in exports.items()
+            name: certify(
+                exported,
+                reference,
+                self.task,
+                budget,
+                self.progress,
+                reference_files=model_files_fingerprint(folder),
+                max_length=self.max_length,
+            )
+            for name, exported in exports.items()
         }
         self.state["certificates"] = {name: it.as_json() for name, it in certificates.items()}
         self._save()
@@ -296,7 +316,7 @@ class _Work:
     ) -> dict[str, dict[str, Any]]:
         """Rows of the benchmark by model, at its speed: those within the budget on dev, and the teacher in fp32.
 
-        Models with exits are measured at speed 0 too, which the page's slider begins at.
+        Models with exits are measured at further speeds too, 0 among them, for the page's slider.
         """
         path = self.folder / "benchmark" / "benchmark.json"
         measured = [name for name in exports if certificates[name].within_on_dev]
@@ -304,22 +324,27 @@ class _Work:
         speeds = {name: certificates[name].speed for name in measured}
         if not path.exists() or self.state.get("benchmarked") != speeds:
             split = "test" if "test" in self.task.splits else "dev"
-            results = benchmark(
-                [str(self.trainings.folder_of(TEACHER)), *(str(exports[name]) for name in measured)],
-                self.task,
-                split,
-                data_name=self.task.name,
-                settings=BenchmarkSettings(
-                    peers=("onnx-int8",),
-                    repeats=3,
-                    timing_rows=256,
-                    latency_rows=32,
-                    model_speeds={str(exports[name]): (0.0, speeds[name]) for name in measured},
-                    max_length=self.max_length,
-                    seed=self.seed,
-                ),
-                progress=self.progress,
+            settings = BenchmarkSettings(
+                peers=("onnx-int8",),
+                repeats=3,
+                timing_rows=256,
+                latency_rows=32,
+                model_speeds={
+                    str(exports[name]): timed_speeds(exports[name], speeds[name]) for name in measured
+                },
+                max_length=self.max_length,
+                seed=self.seed,
             )
+            models = [str(self.trainings.folder_of(TEACHER)), *(str(exports[name]) for name in measured)]
+            run = partial(
+                benchmark, models, self.task, split, data_name=self.task.name, progress=self.progress
+            )
+            try:
+                results = run(settings=settings)
+            except InputError as error:
+                # After hours of training nothing is to fail for want of a comparison.
+                logger.warning("Measured without a plain int8 export: %s", error)
+                results = run(settings=replace(settings, peers=()))
             write_json(path, results)
             self.state["benchmarked"] = speeds
             self._save()

@@ -26,7 +26,7 @@ logger = logging.getLogger("alembert")
 TEACHER = "teacher"
 BATCH_SIZE = 32
 _PROBES = 5
-_EVALUATION_SPLIT_READS = 4.0
+_EVALUATION_SPLIT_READS = 4.5
 """Reads of dev and of test, in passes of the teacher in fp32: by the teacher, by every candidate, for the page."""
 _SECONDS_TO_EXPORT = 25.0
 _SECONDS_TO_START = 40.0

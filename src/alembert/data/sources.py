@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from alembert.common.errors import InputError
 from alembert.data.cache import quiet_unless_terminal
@@ -92,14 +93,34 @@ def _hub(source: str) -> dict[str, Table]:
                 content_key=f"hub-{found._fingerprint}",
                 attempt=partial(arrow_rows, partial(_batches, found)),
                 class_names={
-                    name: tuple(feature.names)
+                    name: known
                     for name, feature in found.features.items()
-                    if isinstance(feature, datasets.ClassLabel)
+                    if (known := _class_names(feature)) is not None
                 },
             )
     if not tables:
         raise InputError(f"{source}: no train, dev or test split with labels; there are {', '.join(loaded)}.")
     return tables
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    """The names behind a column's numbers, or behind those of its lists; None where it has none."""
+    inner = getattr(feature, "feature", feature)
+    names = getattr(inner, "names", None)
+    return None if names is None else tuple(names)
+
+
+def _named(column: pa.ChunkedArray, names: pa.Array) -> pa.Array:
+    """Numbers, or lists of them, as names; a negative number stands for a label that is missing."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        kind = type(array)
+        return kind.from_arrays(
+            array.offsets, _named(pa.chunked_array([array.values]), names), mask=array.is_null()
+        )
+    return names.take(pc.if_else(pc.less(array, 0), None, array))
 
 
 def _labels_are_hidden(dataset: Any) -> bool:
@@ -113,14 +134,13 @@ def _labels_are_hidden(dataset: Any) -> bool:
 
 
 def _batches(dataset: Any, wanted: Sequence[str]) -> Iterator[pa.Table]:
-    import datasets
 
     selected = dataset.select_columns(list(wanted))
     for batch in selected.with_format("arrow").iter(batch_size=4096):
         for name in wanted:
             feature = dataset.features[name]
-            if isinstance(feature, datasets.ClassLabel):
+            if class_names := _class_names(feature):
                 batch = batch.set_column(  # noqa: PLW2901
-                    batch.column_names.index(name), name, pa.array(feature.names).take(batch[name])
+                    batch.column_names.index(name), name, _named(batch[name], pa.array(class_names))
                 )
         yield batch

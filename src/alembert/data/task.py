@@ -214,7 +214,7 @@ def load_task(
     if problem_type != "regression":
         counts = {split: count_labels(part) for split, part in parts.items()}
         names = tuple(label_names) if label_names is not None else _learn_labels(parts, counts, as_strings)
-        ids = _label_ids(names, numbers_allowed=known is not None)
+        ids = _label_ids(names, () if known is None else known.label_names)
         where = "one of the known labels" if label_names is not None else "among the labels seen in train"
         for split, part in parts.items():
             check_labels_known(part, counts[split], ids, where)
@@ -260,11 +260,16 @@ def _learn_labels(
     return sorted_labels(itertools.chain.from_iterable(seen), as_strings)
 
 
-def _label_ids(names: tuple[str, ...], numbers_allowed: bool) -> dict[str, int]:
+def _label_ids(names: tuple[str, ...], numbered: tuple[str, ...]) -> dict[str, int]:
+    """Positions among `names` of a file's labels; `numbered` are those that a preset's files have numbers for."""
     ids = {name: position for position, name in enumerate(names)}
     # A model that was given no names calls its labels so; files then have the numbers.
-    if numbers_allowed or all(name == f"LABEL_{position}" for name, position in ids.items()):
+    if all(name == f"LABEL_{position}" for name, position in ids.items()):
         return {str(position): position for position in range(len(names))} | ids
+    # A model may have a preset's labels in another order than its files number them.
+    folded = {name.casefold(): position for name, position in ids.items()}
+    if {name.casefold() for name in numbered} == set(folded):
+        return {str(number): folded[name.casefold()] for number, name in enumerate(numbered)} | ids
     return ids
 
 

@@ -16,6 +16,8 @@ from alembert.data.reading import Table, at, check_encoding
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from alembert.data.task import Task
+
 logger = logging.getLogger("alembert")
 
 TEXT_COLUMNS = (
@@ -160,6 +162,19 @@ def warn_of_shared_rows(splits: dict[str, Dataset]) -> None:
                 "%d of %d rows of %s also stand in train: its scores flatter the model.",
                 shared, splits[name].num_rows, name,
             )  # fmt: skip
+
+
+def check_same_labels(names: Sequence[str], task: Task, model: str) -> None:
+    """Raises InputError when a model's labels, in the order of its logits, are not a task's in theirs."""
+    if tuple(names) != tuple(task.label_names):
+        raise InputError(
+            f"{model} knows the labels {_sample(names)}, the data has {_sample(task.label_names)}: they must be the "
+            "same, in the same order (from Python: load_task(…, label_names=the model's))"
+        )
+
+
+def _sample(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def rows_not_in_train(splits: Mapping[str, Dataset], split: str) -> np.ndarray[Any, np.dtype[np.int64]]:

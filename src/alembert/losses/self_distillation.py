@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from alembert.common.errors import InputError
 from alembert.losses.prediction import distillation_divergence
+from alembert.losses.tensors import full_precision, without_autocast
 from alembert.losses.transport import EMD_FUNCTIONS
 
 WEIGHTINGS = ("paper", "normalised", "inverse")
@@ -65,6 +66,7 @@ def ms_bert_targets(
     scope: str = "example",
     values: str = "logits",
     weighting_temperature: float = 1.0,
+    own_layers: bool = False,
 ) -> Tensor:
     """Every exit's own target: a mixture of all layers' logits (MS-BERT, CollaborateCom 2021, Eq. 5–7).
 
@@ -93,9 +95,11 @@ def ms_bert_targets(
         values: what the value-based distances compare, `"logits"` or the softmax `"probabilities"`; logits
             are mixed either way. `"class_aware"` always compares probabilities.
         weighting_temperature: T > 0 of the normalised weightings: larger is more even. Unused by `"paper"`.
+        own_layers: `layer_logits` are the exits' own, in their order, and the teacher's: an exit has no part in
+            its own mixture.
 
     Returns:
-        `(E, B, L)` target logits in the dtype of `layer_logits`, without gradient: distances and the frozen
+        `(E, B, L)` target logits, in fp32 where the inputs have less, without gradient: distances and the frozen
         teacher are constants.
 
     Raises:
@@ -112,12 +116,23 @@ def ms_bert_targets(
         )
     if teacher_weight < 0:
         raise InputError(f"teacher_weight must not be negative, but is {teacher_weight}.")
-    distances = layer_distances(
-        layer_logits[:-1], exit_logits, emd=emd, ground_cost=ground_cost, scope=scope, values=values
-    )
-    weights = layer_weights(distances, weighting, weighting_temperature).to(layer_logits.dtype)
-    mixture = torch.einsum("neb,nbl->ebl", weights, layer_logits[:-1]) + teacher_weight * layer_logits[-1]
-    return mixture if weighting == "paper" else mixture / (1 + teacher_weight)
+    if own_layers and (len(layer_logits) != len(exit_logits) + 1 or len(exit_logits) < 2):
+        raise InputError(
+            "an exit's own logits have no part in its mixture, so there must be at least 2 exits, and of the layers "
+            f"theirs and the teacher's; there are {len(exit_logits)} exits and {len(layer_logits)} layers."
+        )
+    with without_autocast(layer_logits):
+        layer_logits, exit_logits = full_precision(layer_logits), full_precision(exit_logits)
+        distances = layer_distances(
+            layer_logits[:-1], exit_logits, emd=emd, ground_cost=ground_cost, scope=scope, values=values
+        )
+        if own_layers:
+            exits, farthest = torch.arange(len(exit_logits)), torch.inf if weighting == "inverse" else 0.0
+            distances = distances.clone()
+            distances[exits, exits] = farthest
+        weights = layer_weights(distances, weighting, weighting_temperature).to(layer_logits.dtype)
+        mixture = torch.einsum("neb,nbl->ebl", weights, layer_logits[:-1]) + teacher_weight * layer_logits[-1]
+        return mixture if weighting == "paper" else mixture / (1 + teacher_weight)
 
 
 def ms_bert_loss(
@@ -134,6 +149,7 @@ def ms_bert_loss(
     scope: str = "example",
     values: str = "logits",
     weighting_temperature: float = 1.0,
+    own_layers: bool = False,
 ) -> Tensor:
     """Divergence of every exit from its own target of `ms_bert_targets` (MS-BERT, Eq. 9–10).
 
@@ -147,7 +163,7 @@ def ms_bert_loss(
         kl: direction, as in `alembert.losses.prediction.kl_divergence`.
         problem_type: one of `alembert.losses.prediction.PROBLEM_TYPES`.
         temperature: of student and target, > 0.
-        emd, weighting, teacher_weight, ground_cost, scope, values, weighting_temperature: see
+        emd, weighting, teacher_weight, ground_cost, scope, values, weighting_temperature, own_layers: see
         `ms_bert_targets`.
 
     Returns:
@@ -172,6 +188,7 @@ def ms_bert_loss(
         scope=scope,
         values=values,
         weighting_temperature=weighting_temperature,
+        own_layers=own_layers,
     )
     divergence = distillation_divergence(
         exit_logits, targets, problem_type, direction=kl, temperature=temperature, reduction="none"

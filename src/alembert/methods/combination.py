@@ -56,11 +56,13 @@ def distill_in_turn(
     presets = {method: preset if preset in method.presets else "default" for method in classes}
     for method in classes:
         # Wrong values of a later method are refused before an earlier one has trained for hours.
-        resolve(method, presets[method], chosen_options[method.name], chosen_settings[method.name])
-    if options.get("student") == BILSTM:
-        raise InputError(
-            f"{'+'.join(methods)}: a BiLSTM has no layers that a further method could use: choose another student"
+        resolved, _ = resolve(
+            method, presets[method], chosen_options[method.name], chosen_settings[method.name]
         )
+        if getattr(resolved, "student", None) == BILSTM:
+            raise InputError(
+                f"{'+'.join(methods)}: a BiLSTM has no layers that a further method could use: choose another student"
+            )
     folders = [output_dir / STEPS / f"{step}-{method.name}" for step, method in enumerate(classes[:-1], 1)]
     _check_output(output_dir, classes[-1].name, folders[-1], overwrite=more["overwrite"])
     source = teacher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from alembert.common.errors import InputError
 from alembert.data.corpus import load_corpus
 from alembert.data.metrics import compute_metrics, majority_score
 from alembert.data.task import Task, rows_sha256
+from alembert.data.validation import check_same_labels
 from alembert.methods.base import Method, Sources, resolve
 from alembert.methods.registry import find_method
 from alembert.methods.student_distillation import StudentDistillation, StudentOptions
@@ -34,6 +36,8 @@ from alembert.training.model_card import model_card
 from alembert.training.processes import process_state
 from alembert.training.run_directory import RunDirectory
 from alembert.training.runner import predict_logits, run_stages, tokenised
+
+logger = logging.getLogger("alembert")
 
 
 def distill(
@@ -119,6 +123,11 @@ def distill(
     trained = run_configuration(teacher).get("settings", {})
     if "max_length" in trained and "max_length" not in training.model_fields_set:
         training = training.model_copy(update={"max_length": trained["max_length"]})
+    elif "max_length" not in training.model_fields_set:
+        logger.warning(
+            "%s does not say how long the texts were that it learned from: texts are cut to %d tokens; --max-length "
+            "says otherwise.", teacher, training.max_length,
+        )  # fmt: skip
     instance = method_class(method_options)
     configuration = {
         "command": "distill",
@@ -140,7 +149,14 @@ def distill(
         raise InputError("a stage on plain text has no dev split to evaluate: leave evaluate_every_epoch out")
     if isinstance(instance, StudentDistillation) and process_state().is_main_process:
         instance.warn_of_unused(options or {}, settings or {})
-    if augmented is not None:
+    if augmented is not None and task is not None:
+        given = "text_pair" in augmented.column_names
+        if given != task.is_pair:
+            kinds = ("single texts", "pairs of texts")
+            raise InputError(
+                f"the augmented rows are {kinds[given]}, the task has {kinds[task.is_pair]}: give rows with the "
+                f"columns label, text{' and text_pair' if task.is_pair else ''}"
+            )
         configuration["augmented"] = {"rows": len(augmented), "sha256": rows_sha256(augmented)}
     state = process_state()
     teacher_model = (
@@ -173,6 +189,8 @@ def distill(
             output_dir, configuration, overwrite=overwrite, resume=resume, main_process=state.is_main_process
         )
     if run.finished:
+        if general and general.general_head == "masked_lm":
+            return load_masked_lm(str(run.path))
         return load_any(str(run.path))[0]
     metrics: dict[str, Any] = {}
     if task is not None:
@@ -295,13 +313,4 @@ def _check_labels(teacher: PreTrainedModel, task: Task, source: str) -> None:
             f"{source} was trained for {teacher.config.problem_type}, the data is {task.problem_type}: "
             "pass --problem-type or choose another teacher"
         )
-    names = classifier_facts(teacher).label_names
-    if names != task.label_names:
-        raise InputError(
-            f"{source} knows the labels {_sample(names)}, the data has {_sample(task.label_names)}: they must be the "
-            "same, in the same order"
-        )
-
-
-def _sample(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    check_same_labels(classifier_facts(teacher).label_names, task, source)

@@ -226,14 +226,15 @@ class LrcBert(StudentDistillation[LrcBertOptions]):
         return {"perturbation": self.options.perturbation_length if self.options.perturbation else None}
 
     def stage_settings(self, stage: str, settings: TrainingSettings) -> TrainingSettings:
-        if stage == GENERAL or len(self.chosen_stages()) == 1:
+        if stage == GENERAL:
             return settings
-        share = self.options.first_stage_share
+        share = self.options.first_stage_share if len(self.chosen_stages()) > 1 else None
         if stage == TASK_PREDICTION:
-            return settings.model_copy(update={"epochs": settings.epochs * (1 - share)})
+            return settings.model_copy(update={"epochs": settings.epochs * (1 - (share or 0))})
+        # Its head has learned nothing yet, so dev has nothing to choose by.
         return settings.model_copy(
             update={
-                "epochs": settings.epochs * share,
+                "epochs": settings.epochs * (1 if share is None else share),
                 "evaluate_every_epoch": False,
                 "early_stopping_patience": None,
             }

@@ -77,7 +77,8 @@ class MsBertObjective(SelfDistillationObjective):
         self.register_buffer("ground_cost", ground_cost)
         # Options that do not go together are refused here, before a run begins.
         labels = 2 if ground_cost is None else len(ground_cost)
-        self._loss(torch.zeros(1, 1, labels), torch.zeros(2, 1, labels))
+        number = len(exits)
+        self._loss(torch.zeros(number, 1, labels), torch.zeros(number + 1, 1, labels))
 
     def exit_losses(self, exit_logits: Tensor, output: MultiExitOutput) -> Tensor:
         return self._loss(exit_logits, self.teacher_layer_logits(exit_logits, output))
@@ -94,6 +95,7 @@ class MsBertObjective(SelfDistillationObjective):
             values=options.values,
             weighting_temperature=options.weighting_temperature,
             ground_cost=self.ground_cost,
+            own_layers=options.teacher_logits == "branches",
             kl=options.kl,
             temperature=options.temperature,
             problem_type=self.problem_type,
@@ -135,7 +137,7 @@ class MsBert(SelfDistillation[MsBertOptions]):
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 5, "learning_rate": 1e-3}),
         "paper": Preset(
-            options={"emd": "histogram", "weighting": "paper", "placement": "every_k", "k": 2},
+            options={"emd": "histogram", "weighting": "paper", "placement": "every_k"},
             settings={"epochs": 5, "learning_rate": 2e-5, "batch_size": 16},
         ),
         "code": Preset(
@@ -165,7 +167,8 @@ class MsBert(SelfDistillation[MsBertOptions]):
             )
             assert sources.task is not None
             heads = LayerHeadsObjective(sources.task.problem_type)
-            stages.insert(0, Stage("layer-heads", heads, whole, ("layer_heads.",), texts=sources.augmented))
+            # On the task's own rows: labels of others need not be true.
+            stages.insert(0, Stage("layer-heads", heads, whole, ("layer_heads.",)))
         return stages
 
     def finish(self, model: PreTrainedModel) -> None:

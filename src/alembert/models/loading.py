@@ -166,8 +166,17 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer that lies beside a model; InputError when there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source}: no tokenizer could be read ({_first_line(error)})") from error
+    except Exception as error:  # tokenizers raises nothing more special for a file that it cannot read
+        words = f"{source}: no tokenizer could be read ({_first_line(error)})"
+        if any(library in str(error) for library in ("sentencepiece", "tiktoken", "protobuf")):
+            words += "; files without a tokenizer.json beside them need: pip install sentencepiece protobuf"
+        raise InputError(words) from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        # transformers makes one up of special tokens where there are no files: all texts would look alike.
+        raise InputError(
+            f"{source}: no tokenizer files lie beside the model; save there the tokenizer that it was trained with "
+            "(tokenizer.save_pretrained)"
+        )
     if tokenizer.pad_token_id is None:
         raise InputError(f"{source}: its tokenizer has no padding token, which batches need")
     tokenizer.padding_side = "right"
@@ -274,7 +283,9 @@ def run_configuration(source: str | Path) -> dict[str, Any]:
 
 
 def weights_fingerprint(source: str) -> dict[str, str]:
-    """SHA-256 of configuration and weights in a local folder, by file name; empty for a hub id."""
+    """SHA-256 of configuration and weights in a local folder, or of a file, by file name; empty for a hub id."""
     folder = Path(source)
+    if folder.is_file():
+        return {folder.name: file_sha256(folder)}
     files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]) if folder.is_dir() else []
     return {file.name: file_sha256(file) for file in files}

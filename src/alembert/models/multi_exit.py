@@ -286,7 +286,8 @@ class MultiExitModel(PreTrainedModel):  # type: ignore[misc]
             if str(layer) in self.exit_heads:
                 exit_logits.append(self.exit_heads[str(layer)](hidden_states, state.attention_mask))
                 if self.learned_exit is not None:
-                    mistake_logits.append(self.mistake_logits(hidden_states))
+                    # It watches the backbone and must not move it.
+                    mistake_logits.append(self.mistake_logits(hidden_states.detach()))
         logits = layer_logits[-1]
         return MultiExitOutput(
             loss=None if labels is None else task_loss(logits, labels, usual_problem_type(self.config)),

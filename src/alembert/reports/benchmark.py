@@ -21,6 +21,12 @@ from alembert.reports.tables import part
 Benchmark = Mapping[str, Any]
 """What `alembert benchmark` writes."""
 
+_AXES = {
+    "texts_per_second": "texts per second (logarithmic; right is better)",
+    "macs": "GFLOPs per text (logarithmic; left is better)",
+    "p50_ms": "median ms of one text at a time (logarithmic; left is better)",
+}
+_SCALES = {"macs": 2e-9}
 _ENGINE = ("name", "backend", "precision", "batching")
 _FLAT = (
     *("name", "backend", "precision", "batching", "batch_size", "batch_tokens", "speed", "policy"),
@@ -126,24 +132,26 @@ def benchmark_table(results: Benchmark) -> Table:
 
 
 def plot_benchmark(results: Benchmark, path: str | Path) -> None:
-    """Draws the metric against texts per second and against the p50 latency, both logarithmic, as a PNG.
+    """Draws the metric against texts per second, operations and the p50 latency, all logarithmic, as a PNG.
 
     A line joins the speeds of an engine; its ends are labelled with them. The star is the baseline, the dashed line
-    its metric. Latency is left out where it was not measured.
+    its metric, the broad one the Pareto front where the rows say what lies on it. What was not measured is left out.
 
     Raises:
         InputError: matplotlib is not installed, or a part of the results is missing.
     """
     curves = _curves(results)
-    axes = {"texts_per_second": "texts per second (logarithmic; right is better)"}
-    if any(row["p50_ms"] is not None for curve in curves for row in curve.rows):
-        axes["p50_ms"] = "median ms of one text at a time (logarithmic; left is better)"
+    axes = {
+        key: label
+        for key, label in _AXES.items()
+        if key == "texts_per_second" or any(row[key] is not None for curve in curves for row in curve.rows)
+    }
     matplotlib = required_module("matplotlib")
     figure_module = required_module("matplotlib.figure")
     with matplotlib.rc_context(STYLE):
-        legend_lines = -(-len(curves) // 2)
+        legend_lines, width = -(-len(curves) // 2), 5.6 * min(len(axes), 2) + 4.2 * (len(axes) > 2)
         figure = figure_module.Figure(
-            figsize=(5.6 * len(axes), 4.2 + 0.2 * legend_lines), dpi=DOTS_PER_INCH, layout="constrained"
+            figsize=(width, 4.2 + 0.2 * legend_lines), dpi=DOTS_PER_INCH, layout="constrained"
         )
         panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
         for panel, (key, label) in zip(panels, axes.items(), strict=True):
@@ -167,11 +175,21 @@ def plot_benchmark(results: Benchmark, path: str | Path) -> None:
 
 def _draw_panel(panel: Any, curves: Sequence[_Curve], key: str) -> None:
     others = [curve for curve in curves if not curve.is_baseline]
+    front = sorted(
+        (_SCALES.get(key, 1) * row[key], row["metric"])
+        for curve in curves
+        for row in curve.rows
+        if row.get("pareto", {}).get(key)
+    )
+    if len(front) > 1:
+        # Between two marks only the one that is better in cost can be had.
+        steps = "steps-pre" if key == "texts_per_second" else "steps-post"
+        panel.plot(*zip(*front, strict=True), color=GREY, linewidth=5, alpha=0.3, drawstyle=steps, zorder=1)
     for curve in curves:
         rows = [row for row in curve.rows if row[key] is not None]
         if not rows:
             continue
-        points = [row[key] for row in rows], [row["metric"] for row in rows]
+        points = [_SCALES.get(key, 1) * row[key] for row in rows], [row["metric"] for row in rows]
         if curve.is_baseline:
             panel.plot(
                 *points, "*", color="black", markersize=13, linestyle="none", label=curve.name, zorder=4
@@ -187,7 +205,7 @@ def _draw_panel(panel: Any, curves: Sequence[_Curve], key: str) -> None:
         if len(rows) > 1:
             for row in (rows[0], rows[-1]):
                 panel.annotate(
-                    f"{row['speed']:g}", (row[key], row["metric"]), xytext=(0, -11),
+                    f"{row['speed']:g}", (_SCALES.get(key, 1) * row[key], row["metric"]), xytext=(0, -11),
                     textcoords="offset points", ha="center", fontsize=8, color=colour,
                 )  # fmt: skip
 

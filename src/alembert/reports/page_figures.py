@@ -59,7 +59,7 @@ def write_figures(report: Report, folder: Path) -> dict[str, str]:
         draw(f"exits {results['model']}", plot_exit_shares, results)
     for model in report["models"]:
         name = model["name"]
-        if model["reliability"] is not None:
+        if model["reliability"] is not None or model["exits"] is not None:
             draw(f"trust {name}", _plot_trust, model)
         if model["run"]["training"]:
             draw(f"training {name}", _plot_training, model)
@@ -125,7 +125,7 @@ def _as_benchmark(report: Report) -> dict[str, Any]:
 
 def _plot_trust(model: Mapping[str, Any], path: Path) -> None:
     """Above the uncertainties of every exit but the last, below confidence against accuracy."""
-    exits, parts = model["exits"], model["reliability"]
+    exits, parts = model["exits"], list(model["reliability"] or ())
     panels: list[Panel] = []
     if exits is not None:
         for index, layer in enumerate(exits["layers"][:-1]):

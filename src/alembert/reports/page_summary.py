@@ -9,12 +9,14 @@ from typing import Any
 
 from alembert.common.files import write_text
 from alembert.reports.page import wording
-from alembert.reports.page.rendering import check_report, flat, shown
+from alembert.reports.page.rendering import check_report, flat, model_facts, shown
 from alembert.reports.page_figures import SHOWN_SPEEDS, transport_picture, write_figures
 
 Report = Mapping[str, Any]
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#+!|~$&@^=])")
+_LIST = re.compile(r"^(\d*)([-.)])(?=[-\s]|$)")
+_LINK = re.compile(r"(?i)(https?:|ftp:|mailto:|xmpp:|www)(/|\.)")
 _KINDS = {
     "early_right": "Leave early, rightly",
     "late": "Leave late",
@@ -89,11 +91,11 @@ def _candidates(report: Report) -> Iterator[str]:
             )
         )
     yield from _table(heading, rows)
-    timing, machine = report["benchmark"]["timing"], report["machine"]
+    timing = report["benchmark"]["timing"]
     yield from (
         escaped(
             f"The first row is the baseline. Time is that of {timing['rows']} texts in {timing['rounds']} rounds on "
-            f"{machine['processor']}, threads: {machine['threads']}. Cost is at {wording.price(price)} per "
+            f"{wording.machine(report['machine'])}. Cost is at {wording.price(price)} per "
             f"machine-hour; front: on the Pareto front of {metric} and throughput."
         ),
         "",
@@ -145,7 +147,7 @@ def _speeds(report: Report, model: Mapping[str, Any]) -> Iterator[str]:
             )
         )
     heading = ("speed", wording.metric_name(report), "change", "texts/s", "cost per million")
-    yield from _table((*heading, "fewer operations", "answers changed", "leave early"), rows)
+    yield from _table((*heading, "fewer operations than at speed 0", "answers changed", "leave early"), rows)
 
 
 def _classes(exits: Mapping[str, Any]) -> Iterator[str]:
@@ -211,8 +213,8 @@ def _provenance(report: Report) -> Iterator[str]:
     yield from _table(("", ""), rows)
     for model in report["models"]:
         run = model["run"]
-        facts = {"folder": model["source"], "finished": run["finished"], "versions": run["versions"]}
-        parts = [*flat(facts), *flat(run["configuration"]), *flat({"export": run["export"]})]
+        parts = [*model_facts(model), *flat({"finished": run["finished"], "versions": run["versions"]})]
+        parts += [*flat(run["configuration"]), *flat({"export": run["export"]})]
         parts += [(f"SHA-256 {name}", value) for name, value in run["files"].items()]
         yield from (f"### {escaped(model['name'])}", "")
         yield from _table(("", ""), [(name, shown(value)) for name, value in parts if name])
@@ -232,5 +234,6 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[st
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, in one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+    """Text that Markdown shows as it is, in one line; also at the beginning of one."""
+    plain = _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+    return _LINK.sub(r"\1&#8203;\2", _LIST.sub(r"\1\\\2", plain))

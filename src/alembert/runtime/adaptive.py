@@ -324,6 +324,10 @@ class AdaptiveClassifier:
         start: int = 0,
         **how: Any,
     ) -> Iterator[ExitedBatch]:
+        if isinstance(texts, str):
+            raise InputError(
+                "a single text is given where a list of texts belongs: put it in a list, or call predict"
+            )
         decision = self._decision(**how)
         for window in windows(texts, self.window):
             encoded = self.encode(window, start)

@@ -325,6 +325,7 @@ def open_export(
         raise InputError(
             f"max length {length}: this model was exported for {shortest} to {manifest.max_length} tokens"
         )
+    encoder.cut_to(length)
     return OpenedClassifier(
         backend=OnnxBackend(folder, manifest, exits=exits, threads=threads),
         encoder=encoder,

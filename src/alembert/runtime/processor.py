@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CPU_QUOTA_OLD = Path("/sys/fs/cgroup/cpu")
+"""Of version 1 of control groups: a folder."""
 CPU_FACTS = Path("/proc/cpuinfo")
 _INTEGER_PRODUCTS = frozenset(("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"))
 
@@ -21,6 +23,8 @@ def usable_threads() -> int:
         return int(wanted)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = _read(CPU_QUOTA).partition(" ")
+    if not quota:
+        quota, period = (_read(CPU_QUOTA_OLD / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
     if quota.isdecimal() and period.strip().isdecimal() and int(period) > 0:
         allowed = min(allowed, math.ceil(int(quota) / int(period)))
     return max(1, allowed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from alembert.common.errors import InputError
@@ -97,15 +98,21 @@ class TokenizersEncoder:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self._max_length: int | None = None
+        self._changing = Lock()
         self.fill = {"input_ids": pad_token_id}
         if reads_token_types:
             self.fill["token_type_ids"] = pad_token_type_id
 
+    def cut_to(self, max_length: int) -> None:
+        """Cuts texts to so many tokens from now on; while others encode, some versions of the library refuse it."""
+        with self._changing:
+            self.tokenizer.enable_truncation(max_length, strategy="longest_first", direction=self._cut_from)
+            self._max_length = max_length
+
     def encode(self, columns: Sequence[Sequence[str]], max_length: int) -> list[EncodedText]:
         """As `TextEncoder.encode`."""
         if max_length != self._max_length:
-            self.tokenizer.enable_truncation(max_length, strategy="longest_first", direction=self._cut_from)
-            self._max_length = max_length
+            self.cut_to(max_length)
         inputs: Any = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
         # The fast variant leaves out the characters' offsets, which nobody reads.
         encodings = self.tokenizer.encode_batch_fast(inputs)

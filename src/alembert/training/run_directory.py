@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json
+from alembert.common.locks import LOCK, FolderLock
 from alembert.models.projections import PROJECTION_FILE, HiddenProjection
 
 FINISHED = "alembert.json"
@@ -26,7 +27,7 @@ _STAGING = ".finishing"
 
 
 class RunDirectory:
-    """The folder `path` of a run with the resolved `configuration`.
+    """The folder `path` of a run with the resolved `configuration`; from `begin` to `finish` it is one process's.
 
     A folder with the same configuration is gone on with (`finished` says whether anything is left to do);
     any other content, and any at all when `resume` is off, raises InputError unless `overwrite`. Nothing is
@@ -45,6 +46,7 @@ class RunDirectory:
         self.path = Path(path).resolve()
         self.configuration = configuration
         self._main_process = main_process
+        self._lock = FolderLock(self.path)
         previous = previous_configuration(self.path)
         occupied = self.path.exists() and (not self.path.is_dir() or _has_content(self.path))
         if occupied and previous is None:
@@ -66,9 +68,10 @@ class RunDirectory:
             self._remove_leftovers()
 
     def begin(self) -> None:
-        """Claims the folder, once everything that can be refused has been checked."""
+        """Claims the folder, once everything else has been checked. Raises InputError where another process works."""
         if not self._main_process:
             return
+        self._lock.acquire()
         if self._clears:
             self._clear()
         write_json(self.path / IN_PROGRESS, self.configuration)
@@ -111,6 +114,7 @@ class RunDirectory:
             {"configuration": self.configuration, "versions": versions(), "finished": finished},
         )
         self._remove_leftovers()
+        self._lock.release()
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of a finished run."""
@@ -123,7 +127,7 @@ class RunDirectory:
         for name in (_STAGING, CHECKPOINTS, EVALUATION):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for entry in self.path.iterdir():
-            if entry.is_file():
+            if entry.is_file() and entry.name != LOCK:
                 entry.unlink()
 
     def _remove_leftovers(self) -> None:

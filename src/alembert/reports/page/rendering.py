@@ -59,6 +59,7 @@ def render_page(report: Report) -> str:
         "operations": wording.operations,
         "engine": wording.engine,
         "flat": lambda value: list(flat(value)),
+        "facts": model_facts,
         "shown": shown,
     }
     safe = environment.filters["safe"]
@@ -67,6 +68,7 @@ def render_page(report: Report) -> str:
         environment.from_string(_asset("page.html.j2")).render(
             report=report,
             metric=wording.metric_name(report),
+            machine=wording.machine(report["machine"]),
             headline=wording.headline(report),
             headline_parts=wording.headline_parts(report),
             sentences=wording.verdict_sentences(report),
@@ -80,9 +82,24 @@ def render_page(report: Report) -> str:
             theme_script=safe(theme),
             script=safe(script),
             script_hashes=safe(" ".join(_hash(text) for text in (theme, script))),
-            data=safe(json_in_html(report)),
+            data=safe(json_in_html(_with_promises(report))),
         )
     )
+
+
+def _with_promises(report: Report) -> dict[str, Any]:
+    """The report with what is promised of each calibrated model in words, which the script shows."""
+    metric = wording.metric_name(report)
+    models = [
+        model
+        if model["calibration"] is None
+        else {
+            **model,
+            "calibration": model["calibration"] | {"promise": wording.promise(model["calibration"], metric)},
+        }
+        for model in report["models"]
+    ]
+    return {**report, "models": models}
 
 
 def json_in_html(value: Any) -> str:
@@ -101,6 +118,21 @@ def _asset(name: str) -> str:
 def _hash(script: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"'sha256-{digest}'"
+
+
+def model_facts(model: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Where a model lies, its size, and what decides its exits, by name; what is not known is left out."""
+    exits = model["exits"] or {}
+    facts = {
+        "folder": model["source"],
+        "layers": model["layers"],
+        "parameters": None if model["parameters"] is None else f"{model['parameters']:,}",
+        "tokens read of a text": model["max_length"],
+        "exits after layers": exits.get("layers", [None])[:-1] or None,
+        "exit policy": {key: value for key, value in exits.get("policy", {}).items() if value is not None}
+        or None,
+    }
+    return [(name, value) for name, value in facts.items() if value is not None]
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,12 @@ def points(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}".replace("-", MINUS)
 
 
+def bound(value: float) -> str:
+    """A limit in points of a hundred, exactly: rounded it would promise something else."""
+    text = f"{100 * value:.6g}"
+    return text if "." in text else f"{text}.0"
+
+
 def signed_points(value: float) -> str:
     """A difference of metrics in points, with its sign."""
     return f"{100 * value:+.1f}".replace("-", MINUS)
@@ -61,6 +67,8 @@ def cost(rate: float | None, price_per_hour: float) -> str:
     value = cost_per_million(rate, price_per_hour)
     if value is None:
         return "–"
+    if value < 1:
+        return f"{value:.2g}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -73,6 +81,13 @@ def engine(row: Mapping[str, Any]) -> str:
     """What runs a candidate: library, precision, and the order of batches where it is not said by the library."""
     name = _BACKENDS.get(row["backend"], row["backend"])
     return name if row["precision"] is None else f"{name}, {row['precision']}"
+
+
+def machine(facts: Mapping[str, Any]) -> str:
+    """What time was measured on."""
+    if facts.get("device", "cpu") != "cpu":
+        return str(facts["device"])
+    return f"{facts['processor']}, {facts['threads']} thread{'' if facts['threads'] == 1 else 's'}"
 
 
 def metric_name(report: Mapping[str, Any]) -> str:
@@ -103,21 +118,37 @@ def headline_parts(report: Mapping[str, Any]) -> tuple[str, ...]:
     guarantee = verdict["guarantee"]
     if guarantee is None:
         return (line,)
-    most, other = points(guarantee["max_drop"]), _compared_with(guarantee)
+    most = bound(guarantee["max_drop"])
+    if guarantee.get("scale") is None and verdict["against_baseline"] and guarantee["risk"] != "task-error":
+        if guarantee["risk"] == "disagreement":
+            promised = f"≤ {most}% changed answers"
+        else:
+            promised = f"≤ {most}" if metric_name(report) == "accuracy" else f"≤ {most} of accuracy lost"
+        return f"{line},", f"{_sure(guarantee)} of {promised}"
+    return f"{line},", promise(guarantee, metric_name(report))
+
+
+def promise(guarantee: Mapping[str, Any], metric: str) -> str:
+    """What is promised of a model, and against what, in one line: "95% sure of at most 1 below its own full model".
+
+    Args:
+        guarantee: the calibration's facts.
+        metric: the task's, in words.
+    """
     if guarantee.get("scale") is not None:
-        return f"{line},", f"{100 * guarantee['confidence']:g}% sure: {_about_errors(guarantee)}"
-    if guarantee["risk"] == "task-error":
-        promised = f"≤ {most}% errors"
-    elif guarantee["risk"] == "disagreement":
-        promised = f"≤ {most}% changed answers"
-        if not verdict["against_baseline"]:
-            promised = f"at most {most}% of answers other than those of {other}"
-    else:
-        of_metric = metric_name(report) == "accuracy"
-        promised = f"≤ {most}" if of_metric else f"≤ {most} of accuracy lost"
-        if not verdict["against_baseline"]:
-            promised = f"at most {most} {'below' if of_metric else 'of accuracy lost against'} {other}"
-    return f"{line},", f"{100 * guarantee['confidence']:g}% sure of {promised}"
+        return f"{_sure(guarantee)}: {_about_errors(guarantee)}"
+    most, other = bound(guarantee["max_drop"]), _compared_with(guarantee)
+    lost = "below" if metric == "accuracy" else "of accuracy lost against"
+    promised = {
+        "accuracy-drop": f"at most {most} {lost} {other}",
+        "disagreement": f"at most {most}% of answers other than those of {other}",
+        "task-error": f"≤ {most}% errors",
+    }[str(guarantee["risk"])]
+    return f"{_sure(guarantee)} of {promised}"
+
+
+def _sure(guarantee: Mapping[str, Any]) -> str:
+    return f"{100 * guarantee['confidence']:g}% sure"
 
 
 def _about_errors(guarantee: Mapping[str, Any]) -> str:
@@ -201,7 +232,7 @@ def guarantee_sentence(report: Mapping[str, Any]) -> str:
     guarantee = verdict["guarantee"]
     if guarantee is None:
         return _no_guarantee(verdict)
-    most = points(guarantee["max_drop"])
+    most = bound(guarantee["max_drop"])
     whose = " of every class" if guarantee["per_class"] else ""
     other = _compared_with(guarantee)
     promised = {

@@ -68,7 +68,7 @@ const Charts = (() => {
   const points = (value, digits = 1) => (100 * value).toFixed(digits).replace("-", "−");
   const signed = value => (value >= 0 ? "+" : "−") + Math.abs(100 * value).toFixed(1);
   const times = value => value === null ? "–" : (value >= 10 ? short(value) : value.toFixed(2)) + "×";
-  const money = value => value === null ? "–" : grouped(value, value >= 100 ? 0 : value >= 10 ? 1 : 2);
+  const money = value => value === null ? "–" : value < 1 ? String(Number(value.toPrecision(2))) : grouped(value, value >= 100 ? 0 : value >= 10 ? 1 : 2);
 
   /* Texts of an axis' ticks: exact, with the same number of decimals unless the axis is logarithmic. */
   function tickTexts(ticks, {scale = 1, unit = "", log}) {
@@ -164,7 +164,7 @@ const Charts = (() => {
     root.setAttribute("aria-description", hint || "Arrow keys go from mark to mark.");
     root.addEventListener("keydown", event => {
       const step = {ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1}[event.key];
-      if (step) activate((active + step + ordered.length) % ordered.length);
+      if (step) activate(active < 0 && step < 0 ? ordered.length - 1 : (active + step + ordered.length) % ordered.length);
       else if (event.key === "Home") activate(0);
       else if (event.key === "End") activate(ordered.length - 1);
       else if (event.key === "Escape") activate(-1);

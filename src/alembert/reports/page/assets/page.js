@@ -7,8 +7,9 @@
   const ONE_POINT = 0.01;
   const byId = id => document.getElementById(id);
   const baseline = report.candidates[0];
+  const verdict = Math.max(0, report.models.findIndex(model => model.name === report.verdict.model));
   const state = {
-    model: Math.max(0, report.models.findIndex(model => model.name === report.verdict.model)),
+    verdict, model: verdict,
     place: {}, price: report.price_per_hour, axis: "texts_per_second",
   };
   const model = () => report.models[state.model];
@@ -26,6 +27,7 @@
     root.dataset.theme = isDark() ? "light" : "dark";
     try { localStorage.setItem("alembert-theme", root.dataset.theme); } catch { /* storage may be forbidden */ }
     nameTheme();
+    drawAll();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme);
   nameTheme();
@@ -51,7 +53,8 @@
     return [
       {rows: first, shape: "star", colour: "var(--ink)", name: `${first[0].name}: ${engine(first[0])} (baseline)`},
       ...others.map((rows, index) => ({
-        rows, shape: shapes[index % shapes.length], colour: `var(--c${index % 6})`, name: `${rows[0].name}: ${engine(rows[0])}`,
+        // Seven rows of six: shape and colour together tell thirty-six groups apart.
+        rows, shape: shapes[index % shapes.length], colour: `var(--c${(index + Math.floor(index / 6)) % 6})`, name: `${rows[0].name}: ${engine(rows[0])}`,
       })),
     ];
   })();
@@ -97,7 +100,7 @@
         chart.root.append(svg("text", {x: x(row), y: Y(row.metric) + (end ? -13 : 24), "text-anchor": "middle", class: "halo"}, "speed " + row.speed));
       });
     }
-    const leading = report.verdict.met && known.find(row => row.name === report.verdict.model && row.speed === report.verdict.speed && ["torch", "onnx"].includes(row.backend));
+    const leading = report.verdict.met && known.find(row => row.name === report.verdict.model && row.speed === report.verdict.speed && row.backend === (report.models[state.verdict].exported ? "onnx" : "torch"));
     if (leading) {
       chart.root.append(svg("circle", {cx: x(leading), cy: Y(leading.metric), r: 13, fill: "none", stroke: "var(--good)", "stroke-width": 2, "pointer-events": "none"}));
       chart.root.append(svg("text", {x: x(leading), y: Y(leading.metric) + 29, "text-anchor": "middle", class: "halo", style: "fill: var(--good); font-weight: 600"}, "verdict"));
@@ -140,13 +143,13 @@
     const slider = byId("slider");
     slider.max = e.speeds.length - 1;
     slider.value = at;
-    slider.setAttribute("aria-valuetext", `speed ${speed}`);
     byId("speed-value").textContent = String(speed);
     const [rate, ratio] = [e.texts_per_second, e.ratio_to_baseline].map(values => values ? values[at] : null), change = curve.metric[at] - curve.metric[0];
+    slider.setAttribute("aria-valuetext", `speed ${speed}: ${metric} ${points(curve.metric[at])}` + (rate ? `, ${number(rate)} texts per second, ${money(costPerMillion(rate))} per million` : ""));
     byId("figure-metric").textContent = points(curve.metric[at]);
     byId("figure-metric-sub").textContent = `${signed(change)} against its full model; 95%: ${points(curve.low[at])} to ${points(curve.high[at])}`;
     byId("figure-rate").textContent = number(rate);
-    const kind = e.measured_speeds.includes(speed) ? "measured" : "estimated";
+    const kind = e.measured_speeds.includes(speed) ? "measured" : e.measured_speeds.length > 1 ? "estimated" : "at best, by operations";
     byId("figure-rate-sub").textContent = rate === null ? "not measured" : `${kind}${ratio === null ? "" : `, ${times(ratio)} the baseline`}`;
     byId("figure-cost").textContent = money(costPerMillion(rate));
     byId("figure-macs").textContent = curve.speedup[at] === null ? "–" : times(curve.speedup[at]);
@@ -161,8 +164,7 @@
     const status = byId("speed-status"), calibration = model().calibration, certified = certifiedSpeeds().includes(speed);
     status.classList.toggle("certified", certified || speed === 0);
     if (certified) {
-      const most = points(calibration.max_drop), sure = `${Number((100 * calibration.confidence).toPrecision(4))}% sure: `, other = calibration.reference || "its own full model";
-      status.textContent = sure + {"accuracy-drop": `≤ ${most} points below ${other}`, disagreement: `≤ ${most}% answers other than those of ${other}`, "task-error": `≤ ${most}% errors`}[calibration.risk];
+      status.textContent = calibration.promise;
     } else if (speed === 0) status.textContent = "the full model itself";
     else if (!calibration || calibration.mode !== "certified") status.textContent = "no guarantee";
     else status.textContent = speed > Math.max(...certifiedSpeeds(), 0) ? "faster than certified: no guarantee" : "not among the speeds tested: no guarantee";
@@ -180,7 +182,7 @@
     const scores = atLeast(extent([...curve.low, ...curve.high], 0.03), ONE_POINT);
     const chart = frame(holder, {
       height: 300, title: `${metric} along the speeds`, margin: {top: 26},
-      x: known ? {domain: extent(xs, 0.02), log: true, label: "times fewer operations (logarithmic)", unit: "×", ticks: 5}
+      x: known ? {domain: extent(xs, 0.02), log: true, label: "times fewer operations than at speed 0 (logarithmic)", unit: "×", ticks: 5}
         : {domain: [0, 1], label: "speed"},
       y: {domain: scores, scale: 100, label: metric},
     });
@@ -313,7 +315,7 @@
       cursors.push(at => {
         const x = chart.X(e.speeds[at]), below = e.curve.counts[at][index];
         line.setAttribute("x1", x); line.setAttribute("x2", x);
-        title.replaceChildren(html("b", {class: "strong", style: "color: var(--ink)"}, `layer ${e.layers[index]}`), ` ${shareText(below / rows)} leave`);
+        title.replaceChildren(html("b", {class: "strong", style: "color: var(--ink)"}, `layer ${e.layers[index]}`), ` ${shareText(below / rows)} of texts leave here`);
       });
     });
   }
@@ -420,7 +422,7 @@
         const element = svg("rect", {x: x + 0.5, y: y + 0.5, width: cell - 1, height: high - 1, rx: 3, fill: "var(--accent)", "fill-opacity": (share / most).toFixed(3), stroke: "var(--line)"});
         rootElement.append(element);
         marks.push({x: s * 1000 + x, element, lines: [`student ${s + 1} → teacher ${t + 1}`, `${points(share)}% of the flow`]});
-        if (share >= 0.005 && cell >= 17) rootElement.append(svg("text", {x: x + cell / 2, y: y + high / 2 + 4, "text-anchor": "middle", "pointer-events": "none", style: `fill: ${share / most > 0.55 ? "var(--bg)" : "var(--ink)"}; font-size: 10px`}, points(share, 0)));
+        if (share >= 0.005 && cell >= 17) rootElement.append(svg("text", {x: x + cell / 2, y: y + high / 2 + 4, "text-anchor": "middle", "pointer-events": "none", style: `fill: ${share / most > (isDark() ? 0.55 : 0.85) ? "var(--bg)" : "var(--ink)"}; font-size: 10px`}, points(share, 0)));
       });
     });
     rootElement.append(svg("text", {x: left, y: height - 4}, "cells: % of the flow; bars: weights after the step"));
