@@ -415,6 +415,7 @@ def test_options_without_a_part_are_said(
     name: str, option: str, other: str, values: tuple[Any, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     examples = {"teacher_layers": (1, 2), "soft_loss": "logits_mse", "layer_loss": "mse"}
+    examples |= {"exit_head": "linear", "layers": (1,), "weighting": "paper", "emd": "class_aware"}
     opposite = examples.get(other, False)
     assert opposite not in values
     for value in (*values, opposite):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from alembert.common.errors import InputError
 from alembert.data.task import Task
 from alembert.training.settings import TrainingSettings
 from alembert.training.stage import Stage
+
+logger = logging.getLogger("alembert")
 
 
 class MethodOptions(BaseModel):
@@ -74,6 +77,8 @@ class Method(ABC, Generic[OptionsT]):
         stage_names: the stages that `--stages` may choose from, in order; () = there is nothing to choose.
         general_stages: those that read plain text instead of a task.
         separate_teacher: whether a teacher runs beside the model that learns, so that its outputs can be kept.
+        conditions: options that are read only under a condition: another option, and the values it then has.
+        serves: options that are read only where one of some others is neither 0 nor False.
     """
 
     name: ClassVar[str]
@@ -83,6 +88,8 @@ class Method(ABC, Generic[OptionsT]):
     stage_names: ClassVar[tuple[str, ...]] = ()
     general_stages: ClassVar[tuple[str, ...]] = ()
     separate_teacher: ClassVar[bool] = True
+    conditions: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {}
+    serves: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
@@ -99,6 +106,17 @@ class Method(ABC, Generic[OptionsT]):
     @abstractmethod
     def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
         """The stages in order."""
+
+    def warn_of_unused(self, options: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Logs which of the options and settings that were given nothing reads."""
+        for option, (other, values) in self.conditions.items():
+            value = getattr(self.options, other)
+            if option in options and value not in values:
+                logger.warning("%s has no part where %s=%s.", option, other, value)
+        for option, others in self.serves.items():
+            if option in options and not any(getattr(self.options, other) for other in others):
+                off = " and ".join(f"{other}={getattr(self.options, other)}" for other in others)
+                logger.warning("%s has no part where %s.", option, off)
 
     def finish(self, model: PreTrainedModel) -> None:
         """Removes from the model what only its training needed."""

@@ -147,7 +147,7 @@ def distill(
         raise InputError("a stage on plain text has no teacher cache and no augmented rows: leave them out")
     if general and (training.evaluate_every_epoch or training.early_stopping_patience is not None):
         raise InputError("a stage on plain text has no dev split to evaluate: leave evaluate_every_epoch out")
-    if isinstance(instance, StudentDistillation) and process_state().is_main_process:
+    if process_state().is_main_process:
         instance.warn_of_unused(options or {}, settings or {})
     if augmented is not None and task is not None:
         given = "text_pair" in augmented.column_names

@@ -134,6 +134,11 @@ class MsBert(SelfDistillation[MsBertOptions]):
     name = "ms-bert"
     paper = "Huang et al., MS-BERT: a Multi-layer Self-distillation Approach for BERT Compression, CollaborateCom 2021"
     options_class = MsBertOptions
+    conditions: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
+        **SelfDistillation.conditions,
+        "weighting_temperature": ("weighting", ("normalised", "inverse")),
+        "values": ("emd", ("auto", "sorted", "histogram")),
+    }
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 5, "learning_rate": 1e-3}),
         "paper": Preset(

@@ -84,6 +84,9 @@ class Pabee(SelfDistillation[PabeeOptions]):
     name = "pabee"
     paper = "Zhou et al., BERT Loses Patience: Fast and Robust Inference with Early Exit, NeurIPS 2020"
     options_class = PabeeOptions
+    serves: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
+        ("kl", "temperature"), ("self_distillation",)
+    )
     trainable = None
     presets: ClassVar[dict[str, Preset]] = {
         "default": Preset(settings={"epochs": 3, "learning_rate": 5e-5, "head_learning_rate": 1e-3}),

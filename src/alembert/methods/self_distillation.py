@@ -155,6 +155,11 @@ class SelfDistillation(Method[PlacementOptionsT]):
 
     trainable: ClassVar[tuple[str, ...] | None] = EXITS
     separate_teacher = False
+    conditions: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
+        "exit_head_size": ("exit_head", ("fastbert",)),
+        "placement": ("layers", (None,)),
+        "k": ("layers", (None,)),
+    }
 
     @abstractmethod
     def objective(self, model: MultiExitModel, task: Task) -> Objective:

@@ -62,15 +62,11 @@ class StudentDistillation(Method[StudentOptionsT]):
         general_head: the head of the student in the stage on plain text.
         stage_options: the options that take the place of training settings in a stage, by stage and setting.
         options_of_stages: other options that one stage alone reads, by stage.
-        conditions: options that are read only under a condition: another option, and the values it then has.
-        serves: options that are read only where one of some others is neither 0 nor False.
     """
 
     general_head: ClassVar[Literal["encoder", "masked_lm"]] = "encoder"
     stage_options: ClassVar[dict[str, dict[str, str]]] = {}
     options_of_stages: ClassVar[dict[str, tuple[str, ...]]] = {}
-    conditions: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {}
-    serves: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @abstractmethod
     def objective(self, stage: str, student: PreTrainedModel, sources: Sources) -> Objective:
@@ -108,7 +104,7 @@ class StudentDistillation(Method[StudentOptionsT]):
         return chosen
 
     def warn_of_unused(self, options: dict[str, Any], settings: dict[str, Any]) -> None:
-        """Logs which of the options and settings that were given nothing reads."""
+        """As for every method, and by stages."""
         chosen = self.chosen_stages()
         for stage, names in self.stage_options.items():
             for setting, option in names.items():
@@ -119,14 +115,7 @@ class StudentDistillation(Method[StudentOptionsT]):
             for option in of_stage:
                 if stage not in chosen and option in options:
                     logger.warning("%s is of the stage %s, which does not run.", option, stage)
-        for option, (other, values) in self.conditions.items():
-            value = getattr(self.options, other)
-            if option in options and value not in values:
-                logger.warning("%s has no part where %s=%s.", option, other, value)
-        for option, others in self.serves.items():
-            if option in options and not any(getattr(self.options, other) for other in others):
-                off = " and ".join(f"{other}={getattr(self.options, other)}" for other in others)
-                logger.warning("%s has no part where %s.", option, off)
+        super().warn_of_unused(options, settings)
 
     def is_general(self) -> bool:
         """Whether the chosen stages read plain text, and the student has no classification head."""
