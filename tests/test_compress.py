@@ -32,6 +32,7 @@ from alembert.compression.candidates import (
     dominated,
     fewest_rows,
     split_confidence,
+    timed_speeds,
     without_learned_rows,
 )
 from alembert.compression.choice import unsure, verdict
@@ -224,7 +225,8 @@ def test_a_model_within_the_budget_may_not_be_sure(many: Task, tiny_encoder: Pat
         reference = own.copy()
         reference[wrong[:lost_rows]] = 10 * np.eye(len(many.label_names))[labels[wrong[:lost_rows]]]
         budget = RiskBudget(most=0.05, confidence=confidence)
-        return certify(exported, reference, many, budget, lambda *_: None)
+        files = {"model.safetensors": "0"}
+        return certify(exported, reference, many, budget, lambda *_: None, reference_files=files)
 
     near = stands(4)
     assert not near.kept and near.within_on_dev and near.risk <= 0.025
@@ -232,6 +234,10 @@ def test_a_model_within_the_budget_may_not_be_sure(many: Task, tiny_encoder: Pat
     stored = CalibratedSpeed.read(exported)
     assert stored is not None and stored.speed == near.speed
     assert read_json(exported / "calibration.json")["mode"] == EMPIRICAL
+    assert stored.record["reference_files"] == {"model.safetensors": "0"}
+    timed = timed_speeds(exported, near.speed)
+    assert {0.0, near.speed} <= set(timed) <= {row["speed"] for row in stored.record["curve"]}
+    assert list(timed) == sorted(timed) and len(timed) <= 4
     nearer = stands(7)  # of 192 rows: within the budget, but beyond half of it
     assert (nearer.kept, nearer.within_on_dev, nearer.speed) == (False, True, 0.0)
     assert nearer.risk == pytest.approx(7 / 192) and CalibratedSpeed.read(exported) is None

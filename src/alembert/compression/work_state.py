@@ -57,7 +57,7 @@ def open_state(
                 f"{folder} holds another work: {', '.join(differing)} differ. Give another --output, or "
                 "--overwrite to begin anew"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no work of this command: give another --output")
     if folder.exists():
         shutil.rmtree(folder)
