@@ -284,6 +284,10 @@ def test_configuration_files_second_runs_and_other_configurations(
     assert "is the input" in refused("predict", output, "--input", texts, "--output", texts)
     assert texts.read_text(encoding="utf-8") == "text\na text\n"
 
+    config.write_text("max-rows: {dev: 10}\n", encoding="utf-8")
+    assert "takes no mapping" in refused("calibrate", output, "--data", task_folder, "--config", config)
+    config.write_text("no-renormalise: true\n", encoding="utf-8")
+    assert "unknown entry" in refused("calibrate", output, "--data", task_folder, "--config", config)
     config.write_text("methud: fastbert\n", encoding="utf-8")
     assert "'methud'" in refused("distill", "--config", config)
     config.write_text("- a\n- b\n", encoding="utf-8")

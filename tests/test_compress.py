@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +26,7 @@ from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, RiskBudget
 from alembert.cli import compress as compress_command
 from alembert.cli.app import app
 from alembert.common.files import read_json, write_json
+from alembert.common.locks import FolderLock
 from alembert.compression import compress as module
 from alembert.compression import work_trainings as trainings_module
 from alembert.compression.candidates import (
@@ -40,6 +43,7 @@ from alembert.compression.compress import compress
 from alembert.compression.durations import format_duration, parse_duration
 from alembert.compression.plan import RECIPES, Pace, fitted, make_plan, measure_pace, reserve
 from alembert.compression.work_clock import WorkClock
+from alembert.compression.work_state import open_state
 from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.calibration_file import CalibratedSpeed
@@ -562,6 +566,35 @@ def test_what_failed_is_planned_anew_with_another_budget(
     assert not broken.exists() and set(statuses(output).values()) == {"done"}
     planned = read_json(output / "compress.json")["plan"]
     assert [training["name"] for training in planned] == ["exits", "student", "student-exits"]
+
+
+def test_a_work_is_one_process_s_and_what_is_hidden_is_not_its_own(tmp_path: Path) -> None:
+    for kept in (".git", ".bashrc"):
+        folder = tmp_path / f"mine{kept}"
+        folder.mkdir()
+        (folder / kept).write_text("precious")
+        with pytest.raises(InputError, match="is not empty"):
+            open_state(folder, {"seed": 1}, {}, False)
+        assert (folder / kept).read_text() == "precious"
+    lock = FolderLock(tmp_path / "work")
+    lock.acquire()
+    for overwrite in (False, True):
+        open_state(tmp_path / "work", {"seed": 1}, {}, overwrite)
+        (tmp_path / "work" / "runs").mkdir()
+        program = (
+            "import sys\nfrom pathlib import Path\nfrom alembert.common.locks import FolderLock\n"
+            "FolderLock(Path(sys.argv[1])).acquire()"
+        )
+        other = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "work")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "another process is working on it" in other.stderr
+    open_state(tmp_path / "work", {"seed": 2}, {}, True)
+    assert not (tmp_path / "work" / "runs").exists()
+    lock.release()
 
 
 def test_beginning_anew(

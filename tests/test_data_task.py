@@ -355,5 +355,11 @@ def test_labels_of_the_hub_that_are_lists_or_missing(tmp_path: Path, monkeypatch
         )
         by_text = dict(zip(task.dataset("dev")["text"][:], task.dataset("dev")["labels"][:], strict=True))
         assert by_text == {"a": [1, 0, 1], "b": [0, 1, 0], "c": [0, 0, 0], "d": [0, 0, 1]}
+    # A model that was given no names has the data's, in their order.
+    for names in ([f"LABEL_{index}" for index in range(3)], ["0", "1", "2"]):
+        task = load_task("org/emotions", label_names=names, problem_type="multi_label_classification")
+        assert task.label_names == tuple(names)
+        by_text = dict(zip(task.dataset("dev")["text"][:], task.dataset("dev")["labels"][:], strict=True))
+        assert by_text["a"] == [1, 0, 1] and by_text["b"] == [0, 1, 0]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(train=some, dev=some))
     assert "the label is missing" in message("org/snli")

@@ -316,6 +316,16 @@ def test_regression_says_what_counts_as_wrong() -> None:
     assert "its height the probability" not in html
 
 
+def test_a_rate_that_rests_on_one_speed_is_said_to() -> None:
+    report = made_report()
+    report["verdict"]["ratio_kind"] = "estimated"
+    assert "(estimated from measured speeds)" in " ".join(wording.verdict_sentences(report))
+    for one in report["models"]:
+        if one["exits"]:
+            one["exits"]["measured_speeds"] = [0.0]
+    assert "(at best, by operations)" in " ".join(wording.verdict_sentences(report))
+
+
 def test_a_faster_candidate_is_named_with_its_speed() -> None:
     report = made_report()
     report["verdict"]["beaten_by"] = [row("other", "onnx", 0.89, 60.0, 0.5)]

@@ -14,11 +14,14 @@ from safetensors.torch import load_file, save_file
 import alembert
 from alembert.benchmarks.calibration import calibrate
 from alembert.cli.app import run
+from alembert.common import locks
+from alembert.training import runner
 from alembert.training.checkpoints import (
     last_complete_checkpoint,
     mark_complete,
     remove_checkpoints,
 )
+from alembert.training.run_directory import RunDirectory
 
 QUICK = {"epochs": 1, "batch_size": 16, "max_length": 32}
 
@@ -106,6 +109,39 @@ def test_two_processes_do_not_work_in_one_folder(teacher: Path, task: alembert.T
         other.kill()
     distil()
     assert (output / "alembert.json").exists() and not (output / ".lock").exists()
+
+
+def test_a_run_that_changed_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    late = RunDirectory(tmp_path / "run", {"seed": 1})
+    RunDirectory(tmp_path / "run", {"seed": 2}).begin()
+    with pytest.raises(alembert.InputError, match="has changed meanwhile"):
+        late.begin()
+    assert json.loads((tmp_path / "run" / "in_progress.json").read_text()) == {"seed": 2}
+
+
+def test_an_interrupted_training_lets_others_in(
+    teacher: Path, task: alembert.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "DistillationTrainer", stop)
+        with pytest.raises(KeyboardInterrupt):
+            alembert.distill("fastbert", str(teacher), task, tmp_path / "run", settings=QUICK)
+    assert (tmp_path / "run" / "in_progress.json").exists()
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_folders_that_cannot_be_locked_are_worked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object, **__: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(locks.FileLock, "acquire", no_locks)
+    RunDirectory(tmp_path / "run", {"seed": 1}).begin()
+    assert "cannot be locked" in caplog.text and (tmp_path / "run" / "in_progress.json").exists()
 
 
 def test_models_without_a_tokenizer_are_refused(teacher: Path, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from alembert.common.errors import InputError
 
 _ASSIGNED = "alembert.assigned."
 """Before the name of a flag, in a context's `meta`: the assignments that a configuration file has for it."""
+_ASSIGNMENTS = {"set_": "--set", "training": "--training"}
+"""Flags of `name=value`, by parameter: the only ones that take a mapping."""
 _CONTEXT: ContextVar[typer.Context | None] = ContextVar("command", default=None)
 """Of the command that runs."""
 
@@ -38,7 +40,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     names = {
         flag.lstrip("-"): parameter
         for parameter in context.command.params
-        for flag in ((parameter.name or "").replace("_", "-"), *parameter.opts, *parameter.secondary_opts)
+        for flag in ((parameter.name or "").replace("_", "-"), *parameter.opts)
     }
     defaults: dict[str, Any] = {}
     for key, entry in values.items():
@@ -47,9 +49,11 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
             flags = {flag for each in context.command.params for flag in each.opts if flag.startswith("--")}
             known = ", ".join(sorted(flag.lstrip("-") for flag in flags))
             raise InputError(f"--config {path}: unknown entry {key!r}; this command knows {known}")
+        if isinstance(entry, dict) and parameter.name not in _ASSIGNMENTS:
+            raise InputError(f"--config {path}: entry {key!r} takes no mapping")
         if isinstance(entry, dict):
             # Beside the parameter's own: one assignment on the command line must not displace all of these.
-            context.meta[_ASSIGNED + str(key)] = {
+            context.meta[_ASSIGNED + _ASSIGNMENTS[parameter.name]] = {
                 str(name).replace("-", "_"): value for name, value in entry.items()
             }
         else:
@@ -180,9 +184,7 @@ ResumeOption = Annotated[
 def parse_assignments(pairs: list[str] | None, flag: str) -> dict[str, Any]:
     """`name=value` strings as a dictionary, over those of a configuration file; values are read as YAML."""
     context = _CONTEXT.get()
-    result: dict[str, Any] = (
-        {} if context is None else dict(context.meta.get(_ASSIGNED + flag.lstrip("-"), {}))
-    )
+    result: dict[str, Any] = {} if context is None else dict(context.meta.get(_ASSIGNED + flag, {}))
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not equals or not name:
@@ -325,7 +327,7 @@ def _load_labelled(
         )
 
     # A single file is the split that is asked for.
-    task, doubt = read((split,) if split is not None and Path(data).is_file() else ()), None
+    task, doubt = read((split,) if split in ("dev", "test") and Path(data).is_file() else ()), None
     there = {*task.splits, *(("dev",) if "train" in task.splits else ())}
     wanted = split or next((name for name in order if name in there), "dev")
     if wanted == "dev" and "dev" not in task.splits and "train" in task.splits:

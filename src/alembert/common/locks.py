@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from alembert.common.errors import InputError
 
+logger = logging.getLogger("alembert")
 LOCK = ".lock"
 """A hidden file: folders in which there is nothing else are empty to those who ask."""
 
@@ -31,8 +33,15 @@ class FolderLock:
             lock.acquire(blocking=False)
         except Timeout:
             raise InputError(
-                f"{self._folder}: another process is working on it: wait for its end, or give another --output"
+                f"{self._folder}: another process is working on it: wait for its end, or give another --output "
+                f"(where none is, a killed one left {self._folder / LOCK}: remove it)"
             ) from None
+        except PermissionError:
+            raise
+        except OSError as error:
+            # Some network drives know no locks.
+            logger.warning("%s: cannot be locked (%s): start no second process in it", self._folder, error)
+            return
         self._lock = lock
 
     def release(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json
+from alembert.common.locks import LOCK
 
 STATE, SUMMARY = "compress.json", "summary.json"
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
@@ -57,11 +58,14 @@ def open_state(
                 f"{folder} holds another work: {', '.join(differing)} differ. Give another --output, or "
                 "--overwrite to begin anew"
             )
-    elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    elif folder.exists() and any(entry.name != LOCK for entry in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no work of this command: give another --output")
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
     state = {"configuration": configuration, "aims": aims, "plan": None, "started": {}, "trainings": {}}
     write_json(path, state)
     return state

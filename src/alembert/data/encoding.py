@@ -21,7 +21,7 @@ from alembert.data.validation import Columns, Example, checked_rows
 
 _BATCH_ROWS = 10_000
 _BATCH_CHARACTERS = 16_000_000
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 """To be raised whenever the same file would be read differently."""
 
 

@@ -179,10 +179,11 @@ def load_task(
         )
         for split, table in tables.items()
     }
+    declared = next(
+        (table.class_names.get(str(columns[split].label)) for split, table in tables.items()), None
+    )
     if label_names is None and known is None:
-        label_names = next(
-            (table.class_names.get(str(columns[split].label)) for split, table in tables.items()), None
-        )
+        label_names = declared
     _check_pairs(tables, columns)
     is_pair = any(names.text_pair is not None for names in columns.values())
     if known is not None and is_pair != (known.text_pair_column is not None):
@@ -214,7 +215,7 @@ def load_task(
     if problem_type != "regression":
         counts = {split: count_labels(part) for split, part in parts.items()}
         names = tuple(label_names) if label_names is not None else _learn_labels(parts, counts, as_strings)
-        ids = _label_ids(names, () if known is None else known.label_names)
+        ids = _label_ids(names, () if known is None else known.label_names, declared or ())
         where = "one of the known labels" if label_names is not None else "among the labels seen in train"
         for split, part in parts.items():
             check_labels_known(part, counts[split], ids, where)
@@ -260,11 +261,18 @@ def _learn_labels(
     return sorted_labels(itertools.chain.from_iterable(seen), as_strings)
 
 
-def _label_ids(names: tuple[str, ...], numbered: tuple[str, ...]) -> dict[str, int]:
-    """Positions among `names` of a file's labels; `numbered` are those that a preset's files have numbers for."""
+def _label_ids(
+    names: tuple[str, ...], numbered: tuple[str, ...], declared: tuple[str, ...]
+) -> dict[str, int]:
+    """Positions among `names` of a file's labels.
+
+    `numbered` are those that a preset's files have numbers for, `declared` those that the source has names for.
+    """
     ids = {name: position for position, name in enumerate(names)}
-    # A model that was given no names calls its labels so; files then have the numbers.
-    if all(name == f"LABEL_{position}" for name, position in ids.items()):
+    # A model that was given no names calls its labels so; files then have the numbers, or names in their order.
+    if all(name in (f"LABEL_{position}", str(position)) for name, position in ids.items()):
+        given = declared if len(declared) == len(names) else ()
+        ids |= {name: position for position, name in enumerate(given) if name not in ids}
         return {str(position): position for position in range(len(names))} | ids
     # A model may have a preset's labels in another order than its files number them.
     folded = {name.casefold(): position for name, position in ids.items()}

@@ -123,11 +123,6 @@ def distill(
     trained = run_configuration(teacher).get("settings", {})
     if "max_length" in trained and "max_length" not in training.model_fields_set:
         training = training.model_copy(update={"max_length": trained["max_length"]})
-    elif "max_length" not in training.model_fields_set:
-        logger.warning(
-            "%s does not say how long the texts were that it learned from: texts are cut to %d tokens; --max-length "
-            "says otherwise.", teacher, training.max_length,
-        )  # fmt: skip
     instance = method_class(method_options)
     configuration = {
         "command": "distill",
@@ -149,6 +144,11 @@ def distill(
         raise InputError("a stage on plain text has no dev split to evaluate: leave evaluate_every_epoch out")
     if process_state().is_main_process:
         instance.warn_of_unused(options or {}, settings or {})
+        if "max_length" not in {*trained, *training.model_fields_set} and not general:
+            logger.warning(
+                "%s does not say how long the texts were that it learned from: texts are cut to %d tokens; "
+                "--max-length says otherwise.", teacher, training.max_length,
+            )  # fmt: skip
     if augmented is not None and task is not None:
         given = "text_pair" in augmented.column_names
         if given != task.is_pair:

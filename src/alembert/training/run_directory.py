@@ -63,18 +63,32 @@ class RunDirectory:
                     f"{self.path} holds this run already: let it resume, or pass --overwrite to start it anew"
                 )
         self._clears = occupied and overwrite
+        self._seen = self._state()
         self.finished = not overwrite and (self.path / FINISHED).exists()
         if self.finished and main_process:
             self._remove_leftovers()
 
     def begin(self) -> None:
-        """Claims the folder, once everything else has been checked. Raises InputError where another process works."""
+        """Claims the folder, once everything else has been checked.
+
+        Raises InputError where another process works there, or has worked since this one looked.
+        """
         if not self._main_process:
             return
         self._lock.acquire()
+        if self._state() != self._seen:
+            self.release()
+            raise InputError(f"{self.path} has changed meanwhile: give the same command again")
         if self._clears:
             self._clear()
         write_json(self.path / IN_PROGRESS, self.configuration)
+
+    def release(self) -> None:
+        """Lets other processes work in the folder; for runs that end before they are finished."""
+        self._lock.release()
+
+    def _state(self) -> tuple[dict[str, Any] | None, bool]:
+        return previous_configuration(self.path), (self.path / FINISHED).exists()
 
     def checkpoints(self, stage: str) -> Path:
         """The folder of a stage's checkpoints."""
@@ -114,7 +128,7 @@ class RunDirectory:
             {"configuration": self.configuration, "versions": versions(), "finished": finished},
         )
         self._remove_leftovers()
-        self._lock.release()
+        self.release()
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of a finished run."""

@@ -72,6 +72,22 @@ def run_stages(
         training_arguments(stage, run.checkpoints(stage.name), False, report_to)
         check_rate_of_heads(stage, model)
     run.begin()
+    try:
+        return _run_begun(model, stages, task, tokenizer, run, report_to, stop_at)
+    except BaseException:
+        run.release()
+        raise
+
+
+def _run_begun(
+    model: PreTrainedModel,
+    stages: Sequence[Stage],
+    task: Task | None,
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunDirectory,
+    report_to: list[str] | None,
+    stop_at: float | None,
+) -> dict[str, Any]:
     limits = [60 * stage.settings.max_minutes for stage in stages if stage.settings.max_minutes is not None]
     ends = [time.monotonic() + limit for limit in limits] + ([] if stop_at is None else [stop_at])
     histories: dict[str, Any] = {}
