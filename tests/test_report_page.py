@@ -294,7 +294,12 @@ def test_limits_are_told_exactly_and_small_costs_in_two_digits() -> None:
         report["verdict"]["guarantee"]["max_drop"] = most
         assert wording.headline(report).endswith(f"sure of ≤ {told}")
         assert f"at most {told} points" in wording.guarantee_sentence(report)
-    assert [wording.cost(rate, 0.1) for rate in (1051.0, 6000.0, 20.0)] == ["0.026", "0.0046", "1.39"]
+    assert [wording.cost(rate, 0.1) for rate in (1051.0, 6000.0, 20.0, 278.0)] == [
+        "0.026",
+        "0.0046",
+        "1.39",
+        "0.10",
+    ]
 
 
 def test_a_graphics_card_is_named_where_time_was_its() -> None:

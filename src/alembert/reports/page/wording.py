@@ -68,7 +68,7 @@ def cost(rate: float | None, price_per_hour: float) -> str:
     if value is None:
         return "–"
     if value < 1:
-        return f"{value:.2g}"
+        return f"{value:#.2g}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

@@ -68,7 +68,7 @@ const Charts = (() => {
   const points = (value, digits = 1) => (100 * value).toFixed(digits).replace("-", "−");
   const signed = value => (value >= 0 ? "+" : "−") + Math.abs(100 * value).toFixed(1);
   const times = value => value === null ? "–" : (value >= 10 ? short(value) : value.toFixed(2)) + "×";
-  const money = value => value === null ? "–" : value < 1 ? String(Number(value.toPrecision(2))) : grouped(value, value >= 100 ? 0 : value >= 10 ? 1 : 2);
+  const money = value => value === null ? "–" : value < 1 ? value.toPrecision(2) : grouped(value, value >= 100 ? 0 : value >= 10 ? 1 : 2);
 
   /* Texts of an axis' ticks: exact, with the same number of decimals unless the axis is logarithmic. */
   function tickTexts(ticks, {scale = 1, unit = "", log}) {

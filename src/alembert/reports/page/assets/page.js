@@ -153,7 +153,7 @@
     byId("figure-rate-sub").textContent = rate === null ? "not measured" : `${kind}${ratio === null ? "" : `, ${times(ratio)} the baseline`}`;
     byId("figure-cost").textContent = money(costPerMillion(rate));
     byId("figure-macs").textContent = curve.speedup[at] === null ? "–" : times(curve.speedup[at]);
-    byId("figure-macs-sub").textContent = curve.macs[at] === null ? "not counted" : `${number(2 * curve.macs[at])} FLOPs a text`;
+    byId("figure-macs-sub").textContent = curve.macs[at] === null ? "not counted" : `than its full model; ${number(2 * curve.macs[at])} FLOPs a text`;
     byId("figure-changed").textContent = shareText(curve.changed[at]);
     showStatus(speed);
     moveCursors(at);
