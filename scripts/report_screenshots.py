@@ -54,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
             names = page.locator("#model option").all_text_contents()
             place = [name.removesuffix(" (exits)").strip() for name in names].index(given.model)
             page.select_option("#model", index=place)
+            for run in page.locator("#training > details").all():
+                summary = run.locator("> summary")
+                of_model = summary.text_content().strip().startswith(f"{given.model} ")
+                if of_model != (run.get_attribute("open") is not None):
+                    summary.click()
+            # What was clicked came into view; the sections' places are counted from the top.
+            page.evaluate("scrollTo(0, 0)")
         for name, sections in SECTIONS.items():
             found = [page.locator(f"#{section}") for section in sections]
             shown = [box for part in found if part.count() and (box := part.bounding_box())]
