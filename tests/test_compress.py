@@ -296,7 +296,10 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
         own = [
             line for line in measured if (line["name"], line["backend"]) == (f"{row['name']}-int8", "onnx")
         ]
-        assert {line["speed"] or 0.0 for line in own} == {0.0, row["speed"]}
+        timed = {line["speed"] or 0.0 for line in own}
+        assert {0.0, row["speed"]} <= timed and (len(timed) > 1) == (
+            row["name"] in ("exits", "student-exits")
+        )
         (taken,) = (line for line in own if (line["speed"] or 0.0) == row["speed"])
         assert taken["texts_per_second"] == row["texts_per_second"]
 

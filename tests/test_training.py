@@ -403,7 +403,7 @@ def test_occupied_folders_are_refused(tmp_path: Path) -> None:
     replacement = RunDirectory(run, {"seed": 2}, overwrite=True)
     assert (run / "old").exists()
     replacement.begin()
-    assert [path.name for path in run.iterdir()] == ["in_progress.json"]
+    assert {path.name for path in run.iterdir()} == {".lock", "in_progress.json"}
 
 
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
