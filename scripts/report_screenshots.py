@@ -18,7 +18,8 @@ SECTIONS = {
     "verdict": ("verdict", "trade"),
     "speed": ("speed",),
     "exits": ("exits",),
-    "training": ("training", "transport"),
+    "training": ("training",),
+    "transport": ("transport",),
     "compression": ("compression",),
 }
 """Pictures by name, and the sections of the page that each shows, without the texts of the data; what a page lacks is
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--prefix", default="")
     parser.add_argument("--model", help="the model whose exits are shown; the page's own choice unless given")
+    parser.add_argument(
+        "--only", choices=SECTIONS, help="one of the pictures of sections; all pictures unless given"
+    )
     given = parser.parse_args(arguments)
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
@@ -62,12 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
             # What was clicked came into view; the sections' places are counted from the top.
             page.evaluate("scrollTo(0, 0)")
         for name, sections in SECTIONS.items():
+            if given.only not in (None, name):
+                continue
             found = [page.locator(f"#{section}") for section in sections]
             shown = [box for part in found if part.count() and (box := part.bounding_box())]
             if shown:
                 page.screenshot(path=path(name), clip=_around(shown), full_page=True)
-        _open(browser, address, color_scheme="dark", **desktop).screenshot(path=path("dark"))
-        _open(browser, address, viewport=PHONE).screenshot(path=path("phone"))
+        if given.only is None:
+            _open(browser, address, color_scheme="dark", **desktop).screenshot(path=path("dark"))
+            _open(browser, address, viewport=PHONE).screenshot(path=path("phone"))
         browser.close()
     for file in written:
         print(file)
