@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     studies = [read_json(path) for path in arguments.studies]
     parts = [
-        f"## {arguments.title}",
+        f"# {arguments.title}",
         describe(studies),
         "Cells: mean ± standard deviation (number of seeds).",
     ]
