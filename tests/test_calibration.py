@@ -17,15 +17,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from scipy import special, stats
 
 from alembert import AdaptiveClassifier, InputError, Task, load_task
 from alembert.benchmarks import risk_control
-from alembert.benchmarks.calibration import SPEEDS, NothingCertifiedError, calibrate, store
+from alembert.benchmarks.calibration import SPEEDS, NothingCertifiedError, calibrate, rows_to_certify, store
 from alembert.benchmarks.evaluation import ExitAnswers, collect_exit_answers, task_texts
 from alembert.benchmarks.replayed_exits import ReplayedExits, exit_uncertainties
 from alembert.benchmarks.risk_budget import RiskBudget
@@ -317,7 +319,8 @@ def test_smallest_sets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("risk", "share", "budget"), [(0.0, 0.05, 0.01), (0.005, 0.04, 0.015), (-0.002, 0.02, 0.005)]
+    ("risk", "share", "budget"),
+    [(0.0, 0.05, 0.01), (0.005, 0.04, 0.015), (-0.002, 0.02, 0.005), (0.0, 0.01, 0.01), (0.0, 0.05, 0.05)],
 )
 def test_rows_needed_give_the_stated_power(risk: float, share: float, budget: float) -> None:
     rows = rows_needed(LossKind.WRONG_DIFFERENCE, risk, share, budget, LEVEL)
@@ -328,6 +331,25 @@ def test_rows_needed_give_the_stated_power(risk: float, share: float, budget: fl
     power = np.mean([a <= most_lost(int(b), rows, budget) for a, b, _ in counts])
     assert 0.7 < power < 0.9
     assert rows_needed(LossKind.WRONG_DIFFERENCE, budget, share, budget, LEVEL) is None
+
+
+@pytest.mark.parametrize(
+    ("risk", "budget"), [(0.0, 0.01), (0.001, 0.01), (0.003, 0.01), (0.02, 0.05), (0.008, 0.01)]
+)
+def test_rows_needed_for_fewer_mistakes_are_enough_and_hardly_more(risk: float, budget: float) -> None:
+    def power(rows: int) -> float:
+        certified = stats.binom.cdf(np.arange(rows + 1), rows, budget) <= LEVEL
+        return float(stats.binom.cdf(int(certified.sum()) - 1, rows, risk)) if certified.any() else 0.0
+
+    rows = rows_needed(LossKind.WRONG, risk, risk, budget, LEVEL)
+    assert rows is not None and power(rows) >= 0.79
+    assert power(rows - math.ceil(0.4 / budget)) < 0.82
+
+
+def test_rows_needed_where_the_risk_is_far_below_the_budget() -> None:
+    for risk in (-0.1, -0.3):
+        rows = rows_needed(LossKind.FRACTION_DIFFERENCE, risk, 0.2, 0.9, LEVEL)
+        assert rows is not None and rows >= smallest_set(LossKind.FRACTION_DIFFERENCE, 0.9, LEVEL)
 
 
 @pytest.mark.parametrize("kind", [LossKind.WRONG, LossKind.FRACTION, LossKind.FRACTION_DIFFERENCE])
@@ -615,6 +637,24 @@ def test_losses_of_several_labels_and_of_values() -> None:
     assert replayed.changed(0.5) == 1.0
 
 
+def test_texts_without_labels_count_where_every_class_must_keep_to_the_budget() -> None:
+    rows, labelled = 1000, 400
+    labels = np.zeros((rows, 2), int)
+    labels[:labelled] = 1
+    full = np.where(labels, 5.0, -5.0)
+    # The early exit finds both labels in every text, with or without them.
+    early = np.full((rows, 2), 5.0)
+    answers = ExitAnswers((1, 2), np.stack([early, full], 1).astype(np.float32), None, np.ones(rows))
+    policy = ExitPolicy(problem_type="multi_label_classification", num_exits=2)
+    splits = {"dev": Dataset.from_dict({"text": ["a"] * rows, "labels": labels.tolist()})}
+    task = Task("tags", "multi_label_classification", ("a", "b"), ("f1_micro",), splits)
+    classifier: Any = SimpleNamespace(policy=lambda: policy)
+    for budget in (RiskBudget(most=0.05), RiskBudget(most=0.05, per_class=True)):
+        assert rows_to_certify(classifier, task, "dev", budget, [1.0], answers=answers) is None
+    budget = RiskBudget(most=0.7, per_class=True)
+    assert rows_to_certify(classifier, task, "dev", budget, [1.0], answers=answers) is not None
+
+
 @pytest.fixture
 def copied(fast: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(fast, tmp_path / "fast"))
@@ -634,9 +674,17 @@ def test_the_file_is_used_only_where_it_holds(results: dict[str, Any], copied: P
         "policy": "entropy",
         "exits": [1, 2, 3],
         "max_length": 32,
+        "dtype": "fp32",
     }
     assert with_calibrated_defaults(copied, {"exits": (3, 1, 2)})["speed"] == found.speed
-    for other in ({"speed": 0.3}, {"policy": "margin"}, {"exits": [1]}, {"max_length": 16}, {"top_k": 2}):
+    for other in (
+        {"speed": 0.3},
+        {"policy": "margin"},
+        {"exits": [1]},
+        {"max_length": 16},
+        {"top_k": 2},
+        {"dtype": "bf16"},
+    ):
         assert with_calibrated_defaults(copied, other) == other
     loaded = AdaptiveClassifier.from_pretrained(copied, **options)
     assert (loaded.speed, loaded.exit_layers) == (found.speed, (1, 2, 3, 4))
@@ -653,7 +701,36 @@ def test_the_file_of_another_model_is_not_used(
     caplog.set_level("WARNING", "alembert")
     assert with_calibrated_defaults(copied, {}) == {}
     assert "another model" in caplog.text
-    assert set(model_files_fingerprint(copied)) == {"config.json", "model.safetensors"}
+    assert set(model_files_fingerprint(copied)) == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_a_model_whose_heads_alone_were_trained_again_is_another(tmp_path: Path) -> None:
+    backbone = {f"layer.{number}": torch.zeros(1 << 20) for number in range(12)}
+    heads = {f"exit_heads.{number}": torch.zeros(64) for number in range(500)}
+    fingerprints = []
+    for value in (0.0, 1.0):
+        save_file(
+            backbone | {name: head + value for name, head in heads.items()}, tmp_path / "model.safetensors"
+        )
+        fingerprints.append(model_files_fingerprint(tmp_path))
+    assert fingerprints[0] != fingerprints[1]
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for broken in (
+        whole[:3],
+        b"\xff" * 100,
+        len(whole).to_bytes(8, "little") + b"[]",
+        b"\2" + bytes(7) + b"[]",
+    ):
+        (tmp_path / "model.safetensors").write_bytes(broken)
+        assert model_files_fingerprint(tmp_path)
+
+
+def test_a_speed_holds_for_the_precision_that_it_was_found_in(fast: Path, many: Task, copied: Path) -> None:
+    half = AdaptiveClassifier.from_pretrained(fast, speed=0.0, dtype="bf16")
+    store(calibrate(half, many, "dev", RiskBudget(most=0.1), model_name="fast", data_name="topics"), copied)
+    assert with_calibrated_defaults(copied, {})["dtype"] == "bf16"
+    assert with_calibrated_defaults(copied, {"dtype": "fp32"}) == {"dtype": "fp32"}
+    assert AdaptiveClassifier.from_pretrained(copied).settings["dtype"] == "bfloat16"
 
 
 def test_a_broken_file_is_refused(results: dict[str, Any], copied: Path) -> None:

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from alembert import AdaptiveClassifier, InputError, Task, TrainingSettings, finetune, load_task
-from alembert.benchmarks.evaluation import task_texts
+from alembert.benchmarks.evaluation import collect_exit_answers, task_texts
 from alembert.benchmarks.risk_budget import CERTIFIED, EMPIRICAL, RiskBudget
 from alembert.cli import compress as compress_command
 from alembert.cli.app import app
-from alembert.common.files import read_json, write_json
+from alembert.common.files import read_json, remove, write_json
 from alembert.common.locks import FolderLock
 from alembert.compression import compress as module
 from alembert.compression import work_trainings as trainings_module
@@ -43,7 +43,7 @@ from alembert.compression.compress import compress
 from alembert.compression.durations import format_duration, parse_duration
 from alembert.compression.plan import RECIPES, Pace, fitted, make_plan, measure_pace, reserve
 from alembert.compression.work_clock import WorkClock
-from alembert.compression.work_state import open_state
+from alembert.compression.work_state import STATE, open_state
 from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.calibration_file import CalibratedSpeed
@@ -153,7 +153,7 @@ def test_the_pace_is_that_of_this_machine(task: Task, teacher: Path) -> None:
 
 def test_dominated_rows() -> None:
     def row(metric: float, rate: float) -> dict[str, float]:
-        return {"metric": metric, "texts_per_second": rate}
+        return {"metric": metric, "ratio_to_baseline": rate}
 
     rows = {
         "slow": row(0.9, 10),
@@ -282,7 +282,16 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
     with pytest.raises(InputError, match="seed differ"):
         compress(str(teacher), many, output, max_drop=0.3, seed=1)
     monkeypatch.setattr(trainings_module, "distill", real)
+    budgets: list[RiskBudget] = []
+
+    def certified(*arguments: Any, **options: Any) -> Certificate:
+        budgets.append(arguments[3])
+        return certify(*arguments, **options)
+
+    monkeypatch.setattr(module, "certify", certified)
     summary = compress(str(teacher), many, output, max_drop=0.3)
+    # All four hold together with the confidence asked for.
+    assert [budget.confidence for budget in budgets] == pytest.approx([1 - 0.05 / 4] * 4)
     assert summary == read_json(output / "summary.json")
     assert [row["name"] for row in summary["candidates"]] == ["teacher", "exits", "student-exits", "student"]
     assert summary["met"] and summary["mode"] == CERTIFIED
@@ -346,10 +355,81 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
     assert seen["mode"] == EMPIRICAL and "guarantees nothing" in seen["verdict"]
     for row in seen["candidates"]:
         assert row["kept"] == (row["risk"] <= 0.02) and row["rows_needed"] is None
-    assert (output / "best").exists()
+    assert seen["met"] and f"**{seen['best']['name']}**" in (output / "best" / "README.md").read_text()
     unmet = compress(str(teacher), many, output, max_drop=0.3, min_speedup=1e6)
     assert not unmet["met"] and not (output / "best").exists()
     assert (output / "runs" / "exits" / "model.safetensors").exists()
+
+
+def test_an_interrupted_removal_leaves_nothing_that_looks_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration, aims = {"seed": 1}, {"max_drop": 0.1}
+    folder, real = tmp_path / "small", shutil.rmtree
+    open_state(folder, configuration, aims, False)
+    for name in ("best", "exports", "report", "runs"):
+        (folder / name).mkdir()
+        (folder / name / "content").write_text("old")
+    write_json(folder / "summary.json", {"met": True})
+    write_json(folder / STATE, read_json(folder / STATE) | {"finished": True, "trainings": {"exits": {}}})
+    removed: list[Path] = []
+
+    def interrupted(path: Path, **how: Any) -> None:
+        if len(removed) == 2:
+            raise KeyboardInterrupt
+        removed.append(path)
+        real(path, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_state(folder, configuration, aims, True)
+    monkeypatch.setattr(shutil, "rmtree", real)
+    state = open_state(folder, configuration, aims, False)
+    assert "finished" not in state and state["trainings"] == {}
+    assert [path.name for path in folder.iterdir()] == [STATE]
+
+
+def test_a_folder_whose_removal_is_interrupted_is_gone_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("old")
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        remove(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    monkeypatch.undo()
+    (tmp_path / "model").mkdir()
+    remove(tmp_path / "model")
+    remove(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_teacher_reads_whole_texts_where_candidates_do_not(
+    many: Task,
+    teacher: Path,
+    tmp_path: Path,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def held_against(exported: Path, reference: np.ndarray, *_: Any, **options: Any) -> Certificate:
+        whole = AdaptiveClassifier.from_pretrained(teacher, speed=0.0)
+        assert options["max_length"] == 4 < whole.max_length
+        expected = collect_exit_answers(whole, task_texts(many, "dev")).logits[:, -1]
+        np.testing.assert_allclose(reference, expected, atol=1e-5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "certify", held_against)
+    monkeypatch.setattr(module, "RECIPES", ())
+    caplog.set_level("WARNING", "alembert")
+    with pytest.raises(KeyboardInterrupt):
+        compress(str(teacher), many, tmp_path / "small", max_drop=0.3, max_length=4)
+    assert "rows of dev are longer than the 4 tokens" in caplog.text
 
 
 def test_the_command_says_when_nothing_is_good_enough(
@@ -434,7 +514,7 @@ def test_the_verdict_names_what_is_promised() -> None:
     said = verdict(best, [best], budget, None, "f1_macro")
     assert said.endswith("95% sure of at most 1 points of accuracy lost")
     said = verdict(best, [best], RiskBudget(most=0.01, scale=5.0), None, "pearson")
-    assert said.endswith("95% sure of a mean error larger by at most 0.05")
+    assert said.endswith("at most 0.05, no text counting for more than 5")
     nearest = best | {"kept": False, "risk": -0.004}
     assert "gained 0.4 points on dev: allow more, or give" in verdict(None, [nearest], budget, None)
     assert verdict(None, [nearest], RiskBudget(most=0.01, mode=EMPIRICAL), None).endswith("dev: allow more")

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
 import alembert
 from alembert import AdaptiveClassifier, InputError, Task
+from alembert.benchmarks.calibration import calibrate, store
+from alembert.benchmarks.evaluation import task_texts
 from alembert.benchmarks.flops import CostModel
+from alembert.benchmarks.risk_budget import RiskBudget
+from alembert.cli import evaluate as evaluate_command
+from alembert.common.files import read_json
 
 SPEEDS = [0.0, 0.3, 0.6, 1.0]
 
@@ -134,6 +141,58 @@ def test_a_stock_model_can_be_evaluated(teacher: Path, task: Task) -> None:
     results = alembert.evaluate(classifier, task, "dev", [0.0, 0.9], model_name="m", data_name="d", repeats=1)
     assert [row["exits"] for row in results["speeds"]] == [{"4": 1.0}] * 2
     assert results["speeds"][0]["metric"] == results["speeds"][1]["metric"] == results["full_model"]["metric"]
+
+
+def test_the_command_measures_what_predictions_are_made_with(
+    fast: Path, task: Task, task_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(fast, tmp_path / "fast"))
+    found_with = AdaptiveClassifier.from_pretrained(
+        fast, speed=0.0, policy="margin", exits=[1], max_length=16
+    )
+    record = calibrate(
+        found_with,
+        task,
+        "test",
+        RiskBudget(most=0.5, mode="empirical"),
+        model_name="fast",
+        data_name="topics",
+    )
+    store(record, folder)
+    assert record["speed"] not in [step / 10 for step in range(10)]
+    app = typer.Typer()
+    app.command()(evaluate_command.evaluate)
+
+    def measured(*options: str) -> dict[str, Any]:
+        output = tmp_path / "results"
+        arguments = [
+            str(folder),
+            "--data",
+            str(task_folder),
+            "--output",
+            str(output),
+            "--repeats",
+            "0",
+            *options,
+        ]
+        app(arguments, standalone_mode=False)
+        results: dict[str, Any] = read_json(output / "results.json")
+        return results
+
+    def share_right(**options: Any) -> float:
+        answers = AdaptiveClassifier.from_pretrained(folder, **options).predict(task_texts(task, "test"))
+        labels = [task.label_names[label] for label in task.dataset("test")["labels"]]
+        return float(np.mean([answer.label == label for answer, label in zip(answers, labels, strict=True)]))
+
+    (own,) = (row for row in measured()["speeds"] if row["speed"] == record["speed"])
+    assert own["policy"] == "margin" and set(own["exits"]) == {"1", "4"}
+    assert own["metric"] == pytest.approx(share_right())
+    for name, value in (("speed", "0.3"), ("policy", "entropy")):
+        rows = measured(f"--{name}", value)["speeds"]
+        assert all(set(row["exits"]) == {"1", "2", "3", "4"} for row in rows)
+        assert all(row["policy"] == "entropy" for row in rows)
+        if name == "speed":
+            assert rows[0]["metric"] == pytest.approx(share_right(speed=0.3))
 
 
 def test_wrong_requests_are_refused(classifier: AdaptiveClassifier, task: Task) -> None:

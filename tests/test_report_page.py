@@ -271,7 +271,7 @@ def test_guarantees_in_words() -> None:
     report["verdict"]["guarantee"] |= {"risk": "accuracy-drop", "per_class": False}
     assert wording.headline(report).endswith("95% sure of ≤ 1.0 of accuracy lost")
     report["verdict"]["guarantee"]["scale"] = 5.0
-    promised = "the mean error is larger than that of other by at most 0.05"
+    promised = "the mean error is larger than that of other by at most 0.05, no text counting for more than 5"
     assert wording.headline(report).endswith(f"95% sure: {promised}")
     assert promised in wording.guarantee_sentence(report)
     report["verdict"]["guarantee"] |= {"risk": "disagreement", "per_class": True, "scale": None}

@@ -33,6 +33,7 @@ from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.runtime.calibration_file import CALIBRATION_FILE, model_files_fingerprint, write_calibration
 from alembert.runtime.policies import MULTI_LABEL, REGRESSION, check_speed
 
+_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
@@ -41,6 +42,9 @@ SPEEDS: tuple[float, ...] = tuple(
 )
 """The speeds tested unless others are given. Chosen before any data is seen, as the guarantee demands; finer near 0,
 where the uncertainties of sharp exits lie."""
+
+ALL_ROWS = "all rows"
+"""In the record of `per_class`, the group besides the classes where texts may have several labels or none."""
 
 
 class NothingCertifiedError(InputError):
@@ -194,6 +198,7 @@ def calibrate(
         "tolerance": chosen.tolerance if task.problem_type == REGRESSION else None,
         "exits": list(classifier.exit_layers[:-1]),
         "max_length": classifier.max_length,
+        "dtype": _DTYPES.get(str(getattr(classifier.backend, "dtype", None))),
         "risk": budget.risk,
         "max_drop": budget.most,
         "confidence": budget.confidence,
@@ -276,11 +281,13 @@ def _answers_to(rows: Array, answers: ExitAnswers) -> ExitAnswers:
 
 
 def _groups(labels: Array, task: Task, budget: RiskBudget) -> dict[str, Array]:
-    """Positions of the rows whose mean must keep to the budget, by name: all, or each class's."""
+    """Positions of the rows whose mean must keep to the budget, by name: all, or each class's, or both."""
     if not budget.per_class:
         return {"": np.arange(len(labels))}
     if task.problem_type == MULTI_LABEL:
-        return {name: np.flatnonzero(labels[:, index]) for index, name in enumerate(task.label_names)}
+        # Texts may have no label or several: that every class keeps to it says nothing of the whole.
+        every_class = {name: np.flatnonzero(labels[:, index]) for index, name in enumerate(task.label_names)}
+        return {ALL_ROWS: np.arange(len(labels))} | every_class
     return {name: np.flatnonzero(labels == index) for index, name in enumerate(task.label_names)}
 
 

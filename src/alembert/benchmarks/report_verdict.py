@@ -78,12 +78,12 @@ def _promised_drop(guarantee: Mapping[str, Any]) -> float:
 def _better(
     chosen: Mapping[str, Any], model: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    rate, own = chosen["texts_per_second"], own_rows(rows, model)
+    own = own_rows(rows, model)
     keys = ("name", "backend", "precision", "batching", "speed", "metric", "texts_per_second")
     return [
         {key: row[key] for key in keys}
         for row in rows
-        if rate and (row["texts_per_second"] or 0) > rate and row["metric"] >= chosen["metric"]
+        if 0 < _ratio(chosen) < (row["ratio_to_baseline"] or 0.0) and row["metric"] >= chosen["metric"]
         if not own or engine_of(row) != engine_of(own[0])
     ]
 

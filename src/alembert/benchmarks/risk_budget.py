@@ -24,7 +24,8 @@ class RiskBudget:
         most: ε, in (0, 1): the most of it that is allowed.
         confidence: 1 − δ, in (0, 1).
         mode: "certified", or "empirical": the risk seen on the rows themselves, with no guarantee.
-        per_class: whether the risk of every class, by its gold label, must keep to the budget.
+        per_class: whether the risk of every class, by its gold label, must keep to the budget; where texts may have
+            several labels or none, that of all texts too.
         scale: for regression, the difference in the label's unit that counts as a whole mistake; a smaller one
             counts in proportion.
     """

@@ -42,6 +42,8 @@ _CLOSEST = 1e-9
 """To the budget that a risk may come for any number of rows to be worked out."""
 _POWER = 0.8
 """`rows_needed` aims at this probability of certifying."""
+_FEW_ROWS = 2000
+"""Below these `rows_needed` counts mistakes one by one; above, the normal approximation is as good."""
 _QUANTILE = NormalDist().inv_cdf
 
 
@@ -261,8 +263,10 @@ def rows_needed(kind: LossKind, risk: float, spread: float, budget: float, level
     """About how many rows certify a speed with 80% probability, if risk and spread are what they are here.
 
     With z the normal quantile of the power, L = ln(1/δ), and σ² the variance of the loss:
-    - `WRONG` and `WRONG_DIFFERENCE`, normal approximation: n = ((z_δ σ₀ + z σ) / (ε − R))², σ₀² the variance at
-      the edge of the budget;
+    - `WRONG`, exactly: the fewest n with P(Bin(n, R) ≤ k) ≥ 0.8, k the most mistakes among n that certify; from
+      2,000 on by the normal approximation, n = ((z_δ σ₀ + z σ) / (ε − R))², σ₀² the variance at the edge of the budget;
+    - `WRONG_DIFFERENCE`, likewise, n (ε − R) = (z_δ σ₀ + z σ) √n + 1; the 1 makes up for differences going in steps
+      of two. Below 2,000 no more than for the lost answers alone, counted as mistakes;
     - `FRACTION`, Hoeffding's bound: n · h(R + z σ / √n, ε) = L;
     - `FRACTION_DIFFERENCE`, the wealth of steady stakes: n = (σ (√(2L) + z) / (ε − R))², at least as many as for a
       risk without spread, since stakes are limited.
@@ -286,7 +290,8 @@ def rows_needed(kind: LossKind, risk: float, spread: float, budget: float, level
     variance, doubt = max(spread - risk**2, 0.0), math.log(1 / level)
     if kind is LossKind.FRACTION_DIFFERENCE:
         steady = variance * ((math.sqrt(2 * doubt) + z_power) / gap) ** 2
-        rows = max(steady, smallest_set(kind, gap, level))
+        # No gap is wider than the whole range of what can be lost.
+        rows = max(steady, smallest_set(kind, min(gap, budget), level))
     elif kind is LossKind.FRACTION:
 
         def certifies(rows: int) -> bool:
@@ -294,10 +299,32 @@ def rows_needed(kind: LossKind, risk: float, spread: float, budget: float, level
             return rows * _relative_entropy(mean, budget) >= doubt
 
         rows = _smallest(certifies)
+    elif kind is LossKind.WRONG:
+        rows = _rows_for_mistakes(risk, budget, level)
     else:
-        edge = max(spread, budget) if kind.is_difference else budget
-        rows = ((z_level * math.sqrt(edge - budget**2) + z_power * math.sqrt(variance)) / gap) ** 2
+        spreads = z_level * math.sqrt(max(spread, budget) - budget**2) + z_power * math.sqrt(variance)
+        rows = ((spreads + math.sqrt(spreads**2 + 4 * gap)) / (2 * gap)) ** 2
+        if rows < _FEW_ROWS:
+            rows = min(rows, _rows_for_mistakes(max(spread + risk, 0.0) / 2, budget, level))
     return max(math.ceil(rows), smallest_set(kind, budget, level))
+
+
+def _rows_for_mistakes(risk: float, budget: float, level: float) -> float:
+    """The rows with which mistakes of probability `risk` are few enough for the budget with 80% probability."""
+    if budget - risk < _CLOSEST:
+        return math.inf
+    at_edge, seen = (math.sqrt(share - share**2) for share in (budget, risk))
+    rows = ((-_QUANTILE(level) * at_edge + _QUANTILE(_POWER) * seen) / (budget - risk)) ** 2
+    if rows >= _FEW_ROWS:
+        return rows
+
+    def certifying(mistakes: int) -> int:
+        return _smallest(lambda rows: stats.binom.cdf(mistakes, rows, budget) <= level)
+
+    # So many mistakes at most are likeliest among the fewest rows that certify the budget with them.
+    return certifying(
+        _smallest(lambda count: stats.binom.cdf(count - 1, certifying(count - 1), risk) >= _POWER) - 1
+    )
 
 
 def _smallest(holds: Callable[[int], bool]) -> int:

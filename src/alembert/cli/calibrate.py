@@ -71,6 +71,10 @@ def calibrate(
     max_rows: Annotated[int | None, typer.Option(min=2, help="Use this many rows, drawn by seed.")] = None,
     batch_tokens: o.BatchTokensOption = None,
     max_length: o.MaxLengthOption = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32 or bf16, of a model of torch; a speed holds for what it was found in."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the rows drawn.")] = 0,
     json_output: o.JsonOption = False,
 ) -> None:
@@ -90,7 +94,13 @@ def calibrate(
     speeds = SPEEDS if speed is None else parse_speeds(speed)
     # Naming a speed keeps an earlier calibration's policy and exits out of this one.
     classifier = o.load_adaptive(
-        run, speed=0.0, tolerance=tolerance, batch_tokens=batch_tokens, max_length=max_length, exits=exits
+        run,
+        speed=0.0,
+        tolerance=tolerance,
+        batch_tokens=batch_tokens,
+        max_length=max_length,
+        exits=exits,
+        dtype=precision,
     )
     classifier.policy(policy, top_k, renormalise)
     budget = RiskBudget(risk, max_drop, confidence, mode, per_class, scale)

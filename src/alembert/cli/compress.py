@@ -63,6 +63,7 @@ def compress(
     seconds = None if budget is None else parse_duration(budget)
     o.quiet_libraries()
     from alembert.cli.evaluate import ProgressBars
+    from alembert.compression.candidates import without_learned_rows
     from alembert.compression.compress import compress as run_compress
 
     loaded = _load(
@@ -79,6 +80,8 @@ def compress(
             "label_type": label_type,
         },
     )
+    # A teacher may have learned the rows of train that are not used here, too.
+    loaded = without_learned_rows(loaded)
     loaded = o.limit_rows(loaded, {"train": max_train_rows, "dev": max_dev_rows, "test": max_test_rows}, seed)
     with ProgressBars() as notify:
         summary = run_compress(

@@ -18,7 +18,12 @@ DEFAULT_SPEEDS = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run directory, a folder in Hugging Face layout or a hub id.")],
     data: o.DataOption,
-    speed: Annotated[str, typer.Option(help="Speeds in [0, 1], separated by commas.")] = DEFAULT_SPEEDS,
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            help="Speeds in [0, 1], separated by commas; 0 to 0.9 and the model's own unless given."
+        ),
+    ] = None,
     policy: o.PolicyOption = None,
     top_k: o.TopKOption = None,
     renormalise: o.RenormaliseOption = None,
@@ -48,7 +53,7 @@ def evaluate(
     """Measures accuracy, MACs and time at every speed; leaves a table, JSON, CSV and plots."""
     from alembert.runtime.manifest import is_exported
 
-    speeds = parse_speeds(speed)
+    given = None if speed is None else parse_speeds(speed)
     if is_exported(run):
         raise InputError(
             f"{run} is an exported model: measure it with alembert benchmark, and the run that it was exported "
@@ -57,10 +62,18 @@ def evaluate(
     o.quiet_libraries()
     from alembert.benchmarks.evaluation import evaluate as run_evaluation
 
+    # What is named leaves a calibration aside, as it does in predictions.
+    named = any(value is not None for value in (speed, policy, top_k, renormalise))
     classifier = o.load_adaptive(
-        run, tolerance=tolerance, batch_tokens=batch_tokens, max_length=max_length, exits=exits
+        run,
+        speed=0.0 if named else None,
+        tolerance=tolerance,
+        batch_tokens=batch_tokens,
+        max_length=max_length,
+        exits=exits,
     )
     classifier.policy(policy, top_k, renormalise)
+    speeds = sorted({*parse_speeds(DEFAULT_SPEEDS), classifier.speed}) if given is None else given
     loaded, split = o.load_evaluation_task(
         data,
         run,

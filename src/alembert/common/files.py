@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,18 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def remove(folder: str | Path) -> None:
+    """Removes a folder, if it is there; interrupted, what is left of it goes by another, hidden name.
+
+    What cannot be removed stays under that name: nothing is to fail for want of tidiness.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        folder.replace(hidden / folder.name)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def read_json(path: str | Path) -> Any:

@@ -182,10 +182,13 @@ def timed_speeds(exported: Path, speed: float) -> tuple[float, ...]:
 
 
 def dominated(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Names of the rows that another beats in texts per second and equals or beats in the metric, or the reverse."""
+    """Names of the rows that another beats in speed and equals or beats in the metric, or the reverse.
+
+    Speed is texts per second as a multiple of the baseline's, which the best is chosen by.
+    """
 
     def beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        better = [one[key] - other[key] for key in ("metric", "texts_per_second")]
+        better = [one[key] - other[key] for key in ("metric", "ratio_to_baseline")]
         return bool(min(better) >= 0 and max(better) > 0)
 
     return [name for name, row in rows.items() if any(beats(other, row) for other in rows.values())]

@@ -32,6 +32,7 @@ tags:
 
 - task: {task["problem_type"]}, {task["num_labels"]} label(s), metric {task["metrics"][0]}
 - rows: {splits}
+- texts: their first {summary["max_length"]} tokens
 
 `onnx` is the int8 model, ready to deploy without torch; the speed that it was calibrated at is its default. `torch` is
 the same model in fp32. The promise is of `onnx`: calibrate `torch` before you deploy that.

@@ -66,7 +66,10 @@ def verdict(
     points = f"{100 * budget.most:g} points"
     most = f"at most {points}"
     if budget.scale is not None:
-        most = f"a mean error larger by at most {budget.most * budget.scale:g}"
+        most = (
+            f"a mean error larger by at most {budget.most * budget.scale:g}, no text counting for more than "
+            f"{budget.scale:g}"
+        )
     elif metric != "accuracy":
         most += " of accuracy lost"
     sure = f"{100 * budget.confidence:g}% sure of {most}"

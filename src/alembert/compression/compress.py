@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from alembert.benchmarks.calibration import full_model_logits
 from alembert.benchmarks.comparison import benchmark
 from alembert.benchmarks.comparison_settings import BenchmarkSettings
+from alembert.benchmarks.evaluation import task_texts
+from alembert.benchmarks.replayed_exits import collect_answers
 from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
 from alembert.benchmarks.timing import machine_description
 from alembert.common.errors import InputError
-from alembert.common.files import read_json, write_json, write_text
+from alembert.common.files import read_json, remove, write_json, write_text
 from alembert.common.locks import FolderLock
 from alembert.compression.candidates import (
     Certificate,
@@ -45,7 +47,7 @@ from alembert.compression.plan import (
 from alembert.compression.work_clock import WorkClock
 from alembert.compression.work_inputs import check_inputs
 from alembert.compression.work_report import write_work_report
-from alembert.compression.work_state import STATE, SUMMARY, open_state
+from alembert.compression.work_state import BEST, STATE, SUMMARY, open_state
 from alembert.compression.work_trainings import Trainings
 from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task
@@ -108,15 +110,17 @@ def compress(
         mode: "certified", or "empirical": the drop seen on dev itself must keep to `max_drop`, with no guarantee.
         min_speedup: texts per second that the result must have at least, as a multiple of the teacher's.
         budget: seconds for the whole work, over all sessions; None = as long as it takes.
-        max_length: longer texts are cut to this many tokens; the teacher's own, else 128, when absent.
+        max_length: the candidates read this many tokens of a text; as many as the teacher was trained with, else 128,
+            when absent. The teacher that they are held against reads as many as it always does.
         scale: for regression, the difference in the label's unit that counts as a whole mistake.
         seed: of all trainings and samples.
         overwrite: begin anew where `output_dir` holds a work of this command; nothing else is ever replaced.
         progress: called with a description, steps done and steps in all.
 
     Returns:
-        What summary.json holds: "model", "data" (name and rows), "seed", "machine", "verdict", "met", "best", "unsure"
-        (what more dev rows might add), "candidates", "trainings", "plan", "report" (the page), "seconds".
+        What summary.json holds: "model", "data" (name and rows), "seed", "max_length", "machine", "verdict", "met",
+        "best", "unsure" (what more dev rows might add), "candidates", "trainings", "plan", "report" (the page),
+        "seconds".
 
     Raises:
         InputError: something given cannot serve; dev has too few rows to certify anything; another work lies in
@@ -196,7 +200,10 @@ class _Work:
     def run(self, clock: WorkClock) -> dict[str, Any]:
         if self.state.get("finished") and (self.folder / SUMMARY).exists():
             finished: dict[str, Any] = read_json(self.folder / SUMMARY)
-            return finished
+            if not finished["met"] or (self.folder / BEST).exists():
+                return finished
+            for result in ("certificates", "benchmarked"):
+                self.state.pop(result, None)
         self.trainings.run(self._plan(clock), clock)
         exports = self._export()
         certificates = self._certify(exports)
@@ -204,12 +211,12 @@ class _Work:
         summary = self._choose(exports, certificates, rows, clock)
         summary["report"] = self._report(exports, certificates, summary)
         summary["seconds"] = round(clock.seconds)
-        for candidate in summary["candidates"]:
-            if candidate["dominated"]:
-                shutil.rmtree(exports[candidate["name"]], ignore_errors=True)
         write_json(self.folder / SUMMARY, summary)
         self.state["finished"] = True
         self._save()
+        for candidate in summary["candidates"]:
+            if candidate["dominated"]:
+                remove(exports[candidate["name"]])
         return summary
 
     def _plan(self, clock: WorkClock) -> list[PlannedTraining]:
@@ -290,8 +297,7 @@ class _Work:
         confidence = split_confidence(self.risk.confidence, len(exports))
         budget = replace(self.risk, confidence=confidence)
         folder = self.trainings.folder_of(TEACHER)
-        teacher = AdaptiveClassifier.from_pretrained(str(folder), speed=0.0, max_length=self.max_length)
-        reference = full_model_logits(teacher, self.task, "dev", self.progress)
+        reference = self._reference(folder)
         labels = np.asarray(self.task.dataset("dev")["labels"])
         score = compute_metrics(self.task.problem_type, self.task.metrics, reference, labels)
         check_teacher_score(self.task, score[self.task.main_metric], "dev")
@@ -310,6 +316,23 @@ class _Work:
         self.state["certificates"] = {name: it.as_json() for name, it in certificates.items()}
         self._save()
         return certificates
+
+    def _reference(self, folder: Path) -> NDArray[Any]:
+        """The teacher's logits (rows, labels) for dev, reading as much of a text as it always does."""
+        teacher = AdaptiveClassifier.from_pretrained(str(folder), speed=0.0)
+        answers = collect_answers(
+            teacher,
+            task_texts(self.task, "dev"),
+            lambda done, total: self.progress("running the reference", done, total),
+        )
+        cut = int((answers.lengths > self.max_length).sum())
+        if cut:
+            logger.warning(
+                "%d of %d rows of dev are longer than the %d tokens that the candidates read of a text: what that "
+                "loses counts against them. --max-length says otherwise, up to %d.",
+                cut, len(answers.lengths), self.max_length, teacher.max_length,
+            )  # fmt: skip
+        return np.asarray(answers.logits[:, -1])
 
     def _benchmark(
         self, exports: dict[str, Path], certificates: dict[str, Certificate]
@@ -332,7 +355,6 @@ class _Work:
                 model_speeds={
                     str(exports[name]): timed_speeds(exports[name], speeds[name]) for name in measured
                 },
-                max_length=self.max_length,
                 seed=self.seed,
             )
             models = [str(self.trainings.folder_of(TEACHER)), *(str(exports[name]) for name in measured)]
@@ -384,6 +406,7 @@ class _Work:
             "data": {name: rows.num_rows for name, rows in self.task.splits.items()}
             | {"name": self.task.name},
             "seed": self.seed,
+            "max_length": self.max_length,
             "machine": machine_description(),
             "met": best is not None,
             "verdict": verdict(best, candidates, self.risk, self.min_speedup, self.task.main_metric),
@@ -403,14 +426,14 @@ class _Work:
             "budget_seconds": self.budget,
         }
         if best is None:
-            shutil.rmtree(self.folder / "best", ignore_errors=True)
+            remove(self.folder / BEST)
         else:
             self._leave(best["name"], exports, compression_card(summary, self.task.describe()))
         return summary
 
     def _leave(self, name: str, exports: dict[str, Path], card: str) -> None:
         """Copies the model to best/, whole or not at all."""
-        best, fresh = self.folder / "best", self.folder / ".best"
+        best, fresh = self.folder / BEST, self.folder / ".best"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(exports[name], fresh / "onnx")
         run = self.trainings.folder_of(name)
@@ -421,7 +444,7 @@ class _Work:
             load_classifier(self.model).save_pretrained(fresh / "torch")
             load_tokenizer(self.model).save_pretrained(fresh / "torch")
         write_text(fresh / "README.md", card)
-        shutil.rmtree(best, ignore_errors=True)
+        remove(best)
         fresh.rename(best)
 
     def _report(

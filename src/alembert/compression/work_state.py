@@ -13,7 +13,9 @@ from alembert.common.locks import LOCK
 STATE, SUMMARY = "compress.json", "summary.json"
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 """What became of a training."""
-RUNS = "runs"
+RUNS, BEST = "runs", "best"
+CLEARING = {"clearing": True}
+"""The record while a former work is being removed: interrupted, the next call of any kind goes on with that."""
 OF_AIMS = ("report", "benchmark")
 """Folders of results that depend on what was asked. `best/` stays until the next choice."""
 OF_TRAININGS = (
@@ -29,13 +31,16 @@ def open_state(
     """The record of the work in `folder`, or that of a new one.
 
     A work with the same `configuration` and other `aims` keeps what it has trained; what follows is done anew, and its
-    former results are removed. With another budget what was skipped for want of time, or failed, is planned anew.
+    former results are removed. With another budget what was skipped for want of time, or failed, is planned anew. A
+    removal that was interrupted is finished, and the work begins anew.
 
     Raises InputError, and touches nothing, where something else lies there; with `overwrite` any work is replaced.
     """
     path = folder / STATE
     if path.exists():
         state: dict[str, Any] = read_json(path)
+        if state == CLEARING:
+            return _begin(folder, configuration, aims)
         differing = [key for key, value in configuration.items() if state["configuration"].get(key) != value]
         if not differing and not overwrite and state.get("aims") == aims:
             return state
@@ -60,12 +65,18 @@ def open_state(
             )
     elif folder.exists() and any(entry.name != LOCK for entry in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no work of this command: give another --output")
+    return _begin(folder, configuration, aims)
+
+
+def _begin(folder: Path, configuration: dict[str, Any], aims: dict[str, Any]) -> dict[str, Any]:
+    """Empties the folder; whenever that is interrupted, what is left does not look like a work."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / STATE, CLEARING)
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != LOCK:
+        elif entry.name not in (LOCK, STATE):
             entry.unlink()
     state = {"configuration": configuration, "aims": aims, "plan": None, "started": {}, "trainings": {}}
-    write_json(path, state)
+    write_json(folder / STATE, state)
     return state

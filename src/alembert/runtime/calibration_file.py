@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json
@@ -16,9 +17,10 @@ from alembert.runtime.policies import check_speed
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
 
-_MODEL_FILES = ("config.json", "manifest.json", "*.safetensors", "*.onnx")
+_MODEL_FILES = ("config.json", "manifest.json", "tokenizer.json", "*.safetensors", "*.onnx")
 _SAMPLES = 16
 _SAMPLE_BYTES = 1 << 16
+_TENSOR_BYTES = 1 << 10
 _FIELDS: dict[str, tuple[type, ...]] = {
     "speed": (float, int),
     "policy": (str,),
@@ -27,6 +29,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "tolerance": (float, int, type(None)),
     "exits": (list,),
     "max_length": (int,),
+    "dtype": (str, type(None)),
     "model_files": (dict,),
 }
 
@@ -41,6 +44,7 @@ class CalibratedSpeed:
         top_k, renormalise, tolerance: its settings; None where the policy has none.
         exits: layers of the exits that are used, ascending, without the full model's.
         max_length: texts were cut to this many tokens.
+        dtype: of a model of torch, "fp32" or "bf16"; None of an exported one.
         model_files: what `model_files_fingerprint` gave for the model.
         record: everything in the file.
     """
@@ -52,6 +56,7 @@ class CalibratedSpeed:
     tolerance: float | None
     exits: tuple[int, ...]
     max_length: int
+    dtype: str | None
     model_files: Mapping[str, str]
     record: Mapping[str, Any]
 
@@ -91,6 +96,7 @@ class CalibratedSpeed:
             "tolerance": self.tolerance,
             "exits": list(self.exits),
             "max_length": self.max_length,
+            "dtype": self.dtype,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -146,10 +152,11 @@ def write_calibration(path: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def model_files_fingerprint(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of samples of configuration and weights in a folder, by file name; empty for a hub id.
+    """SHA-256 of samples of configuration, weights and tokenizer in a folder, by file name; empty for a hub id.
 
-    Each file's size and 16 evenly spaced stretches of 64 KiB are read, so that checking takes no time to speak of
-    whatever the model's size. It tells a model that was trained again, not one that was tampered with.
+    Each file's size and 16 evenly spaced stretches of 64 KiB are read, and the beginning of every tensor, so that
+    checking takes no time to speak of whatever the model's size. It tells a model that was trained again, if only its
+    heads were, not one that was tampered with.
     """
     folder = Path(folder)
     files = (
@@ -165,4 +172,25 @@ def _sampled_sha256(path: Path) -> str:
         for sample in range(_SAMPLES):
             file.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))
+        if path.suffix == ".safetensors":
+            for start in _tensor_starts(file, size):
+                file.seek(start)
+                digest.update(file.read(_TENSOR_BYTES))
     return digest.hexdigest()
+
+
+def _tensor_starts(file: BinaryIO, size: int) -> list[int]:
+    """Where the tensors of a safetensors file begin; none of one that is broken, which loading says."""
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > size:
+        return []
+    try:
+        header = json.loads(file.read(length))
+        return sorted(
+            8 + length + tensor["data_offsets"][0]
+            for name, tensor in header.items()
+            if name != "__metadata__"
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []

@@ -154,11 +154,13 @@ def _sure(guarantee: Mapping[str, Any]) -> str:
 def _about_errors(guarantee: Mapping[str, Any]) -> str:
     """What is promised where labels are numbers: errors count as their share of the scale, at most whole."""
     most, other = f"{guarantee['max_drop'] * guarantee['scale']:g}", _compared_with(guarantee)
-    return {
+    counted = f", no text counting for more than {guarantee['scale']:g}"
+    promised = {
         "accuracy-drop": f"the mean error is larger than that of {other} by at most {most}",
         "disagreement": f"answers differ from those of {other} by at most {most} on average",
         "task-error": f"the mean error is at most {most}",
     }[str(guarantee["risk"])]
+    return promised + counted
 
 
 def _compared_with(guarantee: Mapping[str, Any]) -> str:
