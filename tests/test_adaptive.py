@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -365,3 +367,40 @@ def test_half_precision_and_devices(fast: Path, teacher: Path, texts: list[str],
 def test_exits_that_the_model_lacks_are_refused(fast: Path, exits: list[int]) -> None:
     with pytest.raises(InputError, match="no exit after layer"):
         AdaptiveClassifier.from_pretrained(fast, exits=exits)
+
+
+def test_an_answer_that_is_no_number_is_an_error(fast: Path, texts: list[str]) -> None:
+    classifier = AdaptiveClassifier.from_pretrained(fast, window=4)
+    answer = classifier.backend.run
+
+    def broken(batch: Any, *how: Any) -> Any:
+        exited = answer(batch, *how)
+        exited.probabilities[(batch["input_ids"][:, 1] == unlike).nonzero()] = np.nan
+        return exited
+
+    unlike = classifier.encode(["goal"])[0]["input_ids"][1]
+    classifier.backend.run = broken
+    assert len(classifier.predict(["soup", "rain"])) == 2
+    for call in (classifier.predict, classifier.predict_proba):
+        with pytest.raises(InputError, match=r"text 5: the model's answer is no finite number: its weights"):
+            call([*["soup"] * 5, "goal", "rain"])
+    with pytest.raises(InputError, match="text 0: the model's answer"):
+        classifier.predict("goal")
+
+
+def test_a_mapping_and_a_list_for_a_pair_are_refused(classifier: AdaptiveClassifier) -> None:
+    for method in (classifier.predict, classifier.predict_proba):
+        with pytest.raises(InputError, match="a dict is given where a list of texts belongs: give its texts"):
+            method({"text": "soup"})
+        with pytest.raises(InputError, match=r"text 0: .*; a pair is a tuple: \(text, text_pair\)"):
+            method([["soup", "rain"]])
+
+
+def test_regression_of_several_values_is_refused(teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(teacher, tmp_path / "several")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"problem_type": "regression"}), encoding="utf-8")
+    with pytest.raises(
+        InputError, match="several: predicts 3 values at once, and only regression of one value"
+    ):
+        AdaptiveClassifier.from_pretrained(folder)

@@ -169,6 +169,23 @@ def test_p_values_of_fractions_are_valid(spread: float) -> None:
     assert p_value(LossKind.FRACTION_DIFFERENCE, (differences[0] - budget) / 10, budget, LEVEL) <= LEVEL
 
 
+@pytest.mark.parametrize(
+    ("kind", "chance"), [(LossKind.FRACTION, 0.05), (LossKind.FRACTION_DIFFERENCE, 0.06)]
+)
+def test_p_values_of_rare_large_losses_are_valid_where_the_normal_approximation_is_not(
+    kind: LossKind, chance: float
+) -> None:
+    budget, rows, sets = 0.05, 40, 2000
+    small = (budget - chance) / (1 - chance)
+    large = np.random.default_rng(4).random((sets, rows)) < chance
+    losses = np.where(large, 1.0, small)
+    assert chance + (1 - chance) * small == pytest.approx(budget)
+    approximate = losses.mean(1) + 1.645 * losses.std(1) / math.sqrt(rows) <= budget
+    assert approximate.sum() > 1.5 * LEVEL * sets
+    rejected = sum(p_value(kind, row, budget, LEVEL) <= LEVEL for row in losses)
+    assert stats.binomtest(rejected, sets, LEVEL, alternative="greater").pvalue > 0.01
+
+
 def test_betting_does_not_depend_on_how_a_file_is_sorted_by_much() -> None:
     values = np.concatenate([np.zeros(700), np.ones(300)])
     assert betting_p_value(values, 0.36, LEVEL) < LEVEL
@@ -865,6 +882,10 @@ def test_rows_that_the_model_may_have_learned_are_refused(
     teacher = as_if_trained(tmp_path / "teacher", ones, 1)
     assert not refused(teacher)
     assert refused(as_if_trained(copied, others, 2, str(teacher)))
+    caplog.clear()
+    load_evaluation_task(str(undivided), str(teacher), facts, "dev", others=[str(copied), str(teacher)])
+    warnings = [record.getMessage() for record in caplog.records if "may flatter" in record.getMessage()]
+    assert len(warnings) == 1 and str(copied) in warnings[0]
     assert refused(as_if_trained(copied, ones, 1, "organisation/teacher"))
     assert refused(as_if_trained(copied, ones, 3))
     # Cut to fewer rows, one split still tells that both were divided alike.

@@ -144,6 +144,10 @@ def test_wrong_names_values_and_folders_are_refused(
         (["predict", fast], "either texts"),
         (["predict", fast, "soup", "--output", tmp_path / "out.xml"], ".jsonl, .csv or .tsv"),
         (["predict", fast, ""], "empty"),
+        (
+            ["predict", fast, "soup", "--tolerance", "0.5"],
+            "--tolerance 0.5: is for regression under the policy",
+        ),
         (["methods", "nobert"], "unknown method 'nobert'"),
         ([*distill[:-3], "--output", occupied, "--method", "fastbert", *TINY], "no run of Alembert"),
     ]

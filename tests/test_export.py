@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +21,11 @@ from transformers import AutoTokenizer
 import alembert
 from alembert import AdaptiveClassifier
 from alembert.benchmarks.flops import CostModel
-from alembert.benchmarks.pruning import PartTimes, prune_exits, segment_macs
+from alembert.benchmarks.pruning import PartTimes, prune_exits, segment_macs, time_parts
 from alembert.cli.app import run
 from alembert.common.errors import InputError
 from alembert.models.loading import load_classifier, load_encoder
-from alembert.runtime.export import export_classifier
+from alembert.runtime.export import _folder, check_output, export_classifier
 from alembert.runtime.graph_optimisation import drop_unused, fix_reshapes
 from alembert.runtime.manifest import HoldOut, Manifest, is_exported
 from alembert.runtime.merged_graph import write_merged_graph
@@ -460,8 +462,19 @@ def test_weights_that_no_onnx_file_holds_are_refused(
 
 class TestCommand:
     def test_export_prunes_merges_and_says_what_it_wrote(
-        self, fast: Path, task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        fast: Path,
+        task_folder: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        def timed(manifest: Manifest, *arguments: Any) -> PartTimes:
+            # Which exits pay must not hang on what else this machine does.
+            real = time_parts(manifest, *arguments)
+            return PartTimes(dict.fromkeys(real.stretches, 1.0), dict.fromkeys(real.heads, 0.01), 0.01)
+
+        monkeypatch.setattr("alembert.benchmarks.pruning.time_parts", timed)
         output = tmp_path / "out"
         arguments = ["export", str(fast), "--runtime", "onnx", "--output", str(output)]
         data = ["--prune-exits", str(task_folder / "dev.tsv"), "--prune-speed", "0.5"]
@@ -547,3 +560,114 @@ class TestCommand:
         assert run(arguments) == 2
         assert "unheard" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+    def test_the_output_is_checked_before_exits_are_timed(
+        self,
+        fast: Path,
+        exported: Path,
+        task_folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr("alembert.benchmarks.pruning.prune_exits", None)
+        pruning = ["--prune-exits", str(task_folder / "dev.tsv"), "--data", str(task_folder)]
+        assert run(["export", str(fast), "--output", str(exported), *pruning]) == 2
+        assert "holds an exported model already" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            (["--prune-speed", "0.5"], "--prune-speed is about exits to be left out"),
+            (["--text-column", "body"], "--text-column body: no file of texts is read"),
+            (["--text-pair-column", "other"], "--text-pair-column other: no file of texts is read"),
+            (["--merge-exits", "1,x"], "--merge-exits '1,x': give layer numbers"),
+            (["--exits", "1,x"], "--exits '1,x': give layer numbers"),
+        ],
+    )
+    def test_options_that_nothing_would_read_are_refused(
+        self, fast: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], words: str
+    ) -> None:
+        assert run(["export", str(fast), "--output", str(tmp_path / "out"), *given]) == 2
+        assert words in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
+    def test_a_policy_that_no_exit_is_left_for_is_told(
+        self, fast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("alembert.cli.export._prune", lambda *_: {"exits": []})
+        monkeypatch.setattr("alembert.cli.export._print", lambda *_: None)
+        kept: dict[str, Any] = {}
+        monkeypatch.setattr(
+            "alembert.runtime.export.export_classifier", lambda *_, **given: kept.update(given)
+        )
+        arguments = ["export", str(fast), "--output", str(tmp_path / "out"), "--prune-exits", "texts.tsv"]
+        with caplog.at_level(logging.WARNING):
+            assert run(arguments) == 0
+            assert not caplog.messages
+            assert run([*arguments, "--policy", "margin"]) == 0
+        assert caplog.messages == ["texts.tsv: no exit is left, so the exported model has no policy"]
+        assert (kept["exits"], kept["policy"]) == ([], None)
+
+
+class TestOutput:
+    def write(self, output: Path, content: str) -> None:
+        with _folder(check_output(output, overwrite=True)) as folder:
+            for name in ("manifest.json", "README.md", content):
+                (folder / name).write_text(content, encoding="utf-8")
+
+    def names(self, folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.iterdir())
+
+    def test_a_folder_that_is_there_is_filled_and_not_replaced(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        output = tmp_path / "here"
+        output.mkdir()
+        number = output.stat().st_ino
+        monkeypatch.chdir(output)
+        for content in ("old", "new"):
+            self.write(Path(), content)
+            assert self.names(Path()) == sorted(["manifest.json", "README.md", content])
+            assert (output / "manifest.json").read_text(encoding="utf-8") == content
+        assert output.stat().st_ino == number
+        self.write(Path("deep/down"), "new")
+        assert self.names(output / "deep") == ["down"]
+        assert self.names(output / "deep" / "down") == ["README.md", "manifest.json", "new"]
+
+    @pytest.mark.parametrize("moves", range(6))
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+    def test_the_old_export_comes_back_when_the_new_one_cannot_be_moved(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int, error: type[BaseException]
+    ) -> None:
+        output = tmp_path / "out"
+        self.write(output, "old")
+        rename, done = Path.rename, []
+
+        def failing(path: Path, target: Path) -> Path:
+            done.append(target)
+            if len(done) == moves + 1:
+                raise error
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", failing)
+        with pytest.raises(error):
+            self.write(output, "new")
+        assert self.names(output) == ["README.md", "manifest.json", "old"]
+        assert {path.read_text(encoding="utf-8") for path in output.iterdir()} == {"old"}
+        assert self.names(tmp_path) == ["out"]
+        assert done[0].name == "manifest.json"
+        assert moves != 5 or done[5].name == "manifest.json"
+
+    def test_where_nothing_can_be_written_is_told_before_the_model_is_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match=r"file is a file: name a folder"):
+            export_classifier("no-such-model", tmp_path / "file" / "out")
+        access = os.access
+        monkeypatch.setattr(
+            os, "access", lambda path, mode: access(path, mode) and (path != tmp_path or mode == os.F_OK)
+        )
+        with pytest.raises(InputError, match=f"out: nothing can be written to {tmp_path}: choose"):
+            export_classifier("no-such-model", tmp_path / "new" / "out")
+        assert self.names(tmp_path) == ["file"]

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from alembert import AdaptiveClassifier, InputError, Task
 from alembert.models.loading import load_classifier, load_encoder
 from alembert.models.multi_exit import MultiExitModel
-from alembert.runtime import onnx_backend, processor
+from alembert.runtime import onnx_backend, processor, tokenization
 from alembert.runtime.batching import pad_rows, run_regrouped
 from alembert.runtime.exited import ExitedBatch, array_probabilities, join
 from alembert.runtime.export import export_classifier
@@ -628,3 +628,45 @@ def test_threads_are_those_that_the_process_may_use(
     assert usable_threads() == 2
     assert AdaptiveClassifier.from_pretrained(exported).backend.threads == 2
     assert AdaptiveClassifier.from_pretrained(exported, threads=1).backend.threads == 1
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_long_texts_are_tokenised_a_few_at_a_time(
+    tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch, pairs: bool
+) -> None:
+    monkeypatch.setattr(tokenization, "_CHARACTERS_AT_ONCE", 40)
+    full = TransformersEncoder(AutoTokenizer.from_pretrained(tiny_encoder))
+    light = TokenizersEncoder(
+        tiny_encoder, reads_token_types=True, pad_token_id=0, pad_token_type_id=0, truncation_side="right"
+    )
+    texts = ["soup", "rain " * 30, "we saw the soup", "a " * 9, "goal", "storm", "wind " * 7]
+    columns = [texts, texts[::-1]] if pairs else [texts]
+    together: list[int] = []
+    library, tokenizer = light.tokenizer, full._tokenizer
+
+    def noting(inputs: Any) -> Any:
+        together.append(sum(len("".join(each)) for each in inputs) if len(inputs) > 1 else 0)
+        return library.encode_batch_fast(inputs)
+
+    light.tokenizer = SimpleNamespace(encode_batch_fast=noting, enable_truncation=library.enable_truncation)  # type: ignore[assignment]
+    whole = tokenizer(*columns, truncation=True, max_length=16)
+    expected = [
+        {"input_ids": ids, "token_type_ids": types}
+        for ids, types in zip(whole["input_ids"], whole["token_type_ids"], strict=True)
+    ]
+    assert light.encode(columns, 16) == full.encode(columns, 16) == expected
+    assert len(together) > 2
+    assert max(together) <= 40
+
+
+def test_an_answer_to_one_text_that_is_no_number_is_an_error(
+    classifier: AdaptiveClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = classifier.backend.run_alone
+    monkeypatch.setattr(
+        classifier.backend,
+        "run_alone",
+        lambda *how: answer(*how)._replace(probabilities=[float("nan"), 0, 0]),
+    )
+    with pytest.raises(InputError, match="text 0: the model's answer is no finite number"):
+        classifier.predict("soup")

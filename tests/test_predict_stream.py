@@ -24,7 +24,7 @@ from alembert.common.errors import InputError
 from alembert.data.texts import attempt_texts, iterate_texts
 from alembert.runtime.adaptive import AdaptiveClassifier, Prediction
 from alembert.runtime.calibration_file import CALIBRATION_FILE, model_files_fingerprint, write_calibration
-from alembert.runtime.prediction_file import PredictionFile
+from alembert.runtime.prediction_file import PredictionFile, json_line
 
 Capture = pytest.CaptureFixture[str]
 
@@ -33,6 +33,7 @@ class WordCounter:
     """Stands in for a classifier: the label is the text's last word, the score its number of words."""
 
     window = 4
+    is_pair: bool | None = None
 
     def __init__(self) -> None:
         self.texts: list[Any] = []
@@ -424,6 +425,7 @@ def calibrated(fast: Path, tmp_path: Path) -> Callable[..., Path]:
         record = settings | {
             "exits": [1, 3],
             "max_length": 20,
+            "dtype": "fp32",
             "model_files": model_files_fingerprint(folder),
         }
         write_calibration(folder / CALIBRATION_FILE, record)
@@ -494,3 +496,152 @@ def test_precision_and_device_are_chosen_on_the_command_line(
     assert "precision bf16: the numbers of an exported model were chosen" in capfd.readouterr().err
     assert run(["predict", str(fast), "the soup", "--device", "abacus"]) == 2
     assert "device 'abacus': cannot be used here" in capfd.readouterr().err
+
+
+def test_json_that_python_does_not_read_is_a_bad_row(
+    predict: Callable[..., int], tmp_path: Path, capfd: Capture
+) -> None:
+    rows = ['{"text": "a first"}', f'{{"text": {"7" * 5000}}}', "[" * 100_000, '{"text": "b fourth"}']
+    source, output = lines(tmp_path / "texts.jsonl", rows), tmp_path / "labels.jsonl"
+    assert predict(source, output.name, "--on-error", "skip") == 0
+    records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [record["label"] for record in records] == ["first", None, None, "fourth"]
+    assert "texts.jsonl, row 2: cannot be read (an integer has too many digits)" in records[1]["error"]
+    assert "texts.jsonl, row 3: cannot be read (lists or objects are nested too deep)" in records[2]["error"]
+
+
+def test_a_quote_that_never_closes_is_no_row_to_skip(
+    predict: Callable[..., int], classifier: WordCounter, tmp_path: Path, capfd: Capture
+) -> None:
+    rows = ["text,label", *(f"{text},x" for text in TEXTS)]
+    source, output = tmp_path / "texts.csv", tmp_path / "labels.jsonl"
+    lines(source, [*rows[:10], f'"{rows[10]}', *rows[11:]])
+    assert predict(source, output.name, "--on-error", "skip") == 2
+    message = capfd.readouterr().err
+    assert "row 11: not well-formed CSV: a quote that opens in this row never closes" in message
+    assert "the 9 lines to the end of the file" in message
+    assert "--on-error" not in message
+    assert not output.exists()
+    lines(source, rows)
+    assert predict(source, output.name, "--on-error", "skip") == 0
+    assert classifier.texts == TEXTS[8:]
+    assert labels(output) == [text.split()[-1] for text in TEXTS]
+
+
+def test_a_bad_row_of_many_lines_says_which(predict: Callable[..., int], tmp_path: Path) -> None:
+    source, output = tmp_path / "texts.csv", tmp_path / "labels.jsonl"
+    lines(source, ["text,label", '"a,x', "b,x", 'c"d,x', 'e,"x', 'y",z', "f last,x"])
+    assert predict(source, output.name, "--on-error", "skip") == 0
+    first, second, last = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert "row 2: not well-formed CSV (lines 2 to 4)" in first["error"]
+    assert "row 5, field 'label': this row (lines 5 to 6) has 3 fields, the header 2" in second["error"]
+    assert last["label"] == "last"
+
+
+def test_a_record_is_never_invalid_json() -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        json_line({"label": "a", "score": float("nan")})
+
+
+PAIRS = {"sentence1": "a first", "sentence2": "b second", "body": "c third"}
+
+
+@pytest.mark.parametrize(
+    ("is_pair", "given", "read"),
+    [
+        (False, [], "a first"),
+        (False, ["--text-column", "body"], "c third"),
+        (None, [], ("a first", "b second")),
+        (None, ["--text-column", "body"], "c third"),
+        (None, ["--text-column", "body", "--text-pair-column", "sentence1"], ("c third", "a first")),
+        (True, [], ("a first", "b second")),
+        (True, ["--text-column", "body"], ("c third", "b second")),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_second_text_is_read_where_the_model_reads_one(
+    predict: Callable[..., int],
+    classifier: WordCounter,
+    tmp_path: Path,
+    is_pair: bool | None,
+    given: list[str],
+    read: Any,
+    ending: str,
+) -> None:
+    classifier.is_pair = is_pair
+    rows = [",".join(PAIRS), ",".join(PAIRS.values())] if ending == "csv" else [json.dumps(PAIRS)]
+    assert predict(lines(tmp_path / f"pairs.{ending}", rows), "labels.jsonl", *given) == 0
+    assert classifier.texts == [read]
+
+
+def test_texts_of_the_wrong_kind_are_refused_with_file_and_column(
+    predict: Callable[..., int], classifier: WordCounter, tmp_path: Path, capfd: Capture
+) -> None:
+    source = lines(tmp_path / "pairs.csv", ["text,other", "a,b"])
+    classifier.is_pair = True
+    assert predict(source) == 2
+    message = capfd.readouterr().err
+    assert "pairs.csv: this model was trained on pairs of texts" in message
+    assert "--text-pair-column" in message
+    classifier.is_pair = False
+    assert predict(source, "labels.jsonl", "--text-pair-column", "other") == 2
+    assert "pairs.csv, field 'other': this model was trained on single texts" in capfd.readouterr().err
+    assert not list(tmp_path.glob("labels*"))
+
+
+def test_options_that_nothing_would_read_are_refused(
+    model: Path, classifier: WordCounter, tmp_path: Path, capfd: Capture
+) -> None:
+    source = str(lines(tmp_path / "texts.txt", TEXTS))
+    for flags, words in (
+        (["a text", "--text-column", "zzz"], "--text-column zzz: texts given as arguments have no columns"),
+        (["a text", "--text-pair-column", "zzz"], "--text-pair-column zzz: texts given as arguments"),
+        (["--input", source, "--text-column", "zzz"], "has a text per line and no columns"),
+        (["a text", "--resume", "never"], "--resume never: is about a file: name it with --output"),
+        (["a text", "--resume", "auto"], "--resume auto: is about a file: name it with --output"),
+    ):
+        assert run(["predict", str(model), *flags]) == 2
+        assert words in capfd.readouterr().err
+    assert not classifier.texts
+
+
+def test_an_output_that_cannot_be_written_is_told(
+    predict: Callable[..., int],
+    classifier: WordCounter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Capture,
+) -> None:
+    source = lines(tmp_path / "texts.txt", TEXTS)
+    (tmp_path / "folder.jsonl").mkdir()
+    for output, words in (
+        ("texts.txt/labels.jsonl", "texts.txt is no folder): name another file"),
+        ("texts.txt/deep/labels.jsonl", "nothing can be written there"),
+        ("folder.jsonl", "folder.jsonl: is a folder: name a file"),
+    ):
+        assert predict(source, output) == 2
+        assert words in capfd.readouterr().err
+
+    def refusing(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refusing)
+    assert predict(source) == 2
+    assert "labels.jsonl: nothing can be written there (Permission denied)" in capfd.readouterr().err
+    assert not classifier.texts
+
+
+def test_tsv_has_a_line_per_row_and_no_quoting(tmp_path: Path) -> None:
+    output = tmp_path / "labels.tsv"
+    with PredictionFile(output, {}, resume=False) as file:
+        answers = [Prediction('the "best"\tof\r\nall', 0.5, 2, None), Prediction(("a", "b"), 0.25, 1, 0.125)]
+        file.append(["x", "y"], [vars(answer) for answer in answers])
+        file.append([InputError("bad\nrow")], [{"error": "bad\nrow"}])
+        file.finish()
+    assert output.read_bytes().decode().split("\n") == [
+        "label\tscore\texit\tuncertainty\terror",
+        'the "best" of all\t0.5\t2\t\t',
+        "a|b\t0.25\t1\t0.125\t",
+        "\t\t\t\tbad row",
+        "",
+    ]

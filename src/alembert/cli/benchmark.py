@@ -116,6 +116,7 @@ def benchmark(
         models[0],
         SimpleNamespace(facts=facts),
         split,
+        others=models[1:],
         preset=task,
         text_column=text_column,
         text_pair_column=text_pair_column,

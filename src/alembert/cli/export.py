@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,22 +82,30 @@ def export(
     unread = [name for name, value in labelled_options.items() if value is not None]
     if data is None and unread:
         raise InputError(f"{unread[0]} is about labelled texts: name them with --data, or leave it out")
+    columns = {"text_column": text_column, "text_pair_column": text_pair_column}
+    if prune_exits is None and prune_speed is not None:
+        raise InputError(
+            "--prune-speed is about exits to be left out: name texts with --prune-exits, or leave it out"
+        )
+    if prune_exits is None and data is None:
+        o.refuse_columns(columns, "no file of texts is read: name one with --prune-exits or --data")
+    chosen = None if exits is None else o.parse_layers(exits)
+    merged: Any = (
+        merge_exits if merge_exits in (None, "all") else o.parse_layers(merge_exits, "--merge-exits")
+    )
     o.quiet_libraries()
     from alembert.benchmarks.export_quality import export_quality
     from alembert.benchmarks.pruning import segment_macs
     from alembert.cli.evaluate import ProgressBars
-    from alembert.runtime.export import export_classifier
+    from alembert.runtime.export import check_output, export_classifier
 
-    chosen = None if exits is None else o.parse_layers(exits)
-    merged: Any = merge_exits if merge_exits in (None, "all") else o.parse_layers(merge_exits)
+    check_output(output, overwrite)
     pruning: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
     labelled = None
     if data is not None:
-        known = {
+        known: dict[str, Any] = columns | {
             "preset": task,
-            "text_column": text_column,
-            "text_pair_column": text_pair_column,
             "label_column": label_column,
             "label_separator": label_separator,
             "label_type": label_type,
@@ -106,10 +115,13 @@ def export(
         labelled = o.limit_rows(loaded, {split: max_rows}, 0)
     with ProgressBars() as notify:
         if prune_exits is not None:
-            columns = {"text_column": text_column, "text_pair_column": text_pair_column}
             pruning = _prune(run, prune_exits, chosen, precision, prune_speed, policy, top_k, columns, notify)
             chosen = pruning["exits"]
-            if not chosen:
+            if not chosen and (policy is not None or top_k is not None):
+                # It was read, by the pruning: no reason to throw that away.
+                logging.getLogger("alembert").warning(
+                    "%s: no exit is left, so the exported model has no policy", prune_exits
+                )
                 policy = top_k = None
             if merged not in (None, "all"):
                 merged = [layer for layer in merged if layer in pruning["exits"]]
@@ -151,8 +163,12 @@ def _prune(
     from alembert.benchmarks.pruning import DEFAULT_SPEEDS, MAX_TEXTS, prune_exits
     from alembert.cli.evaluate import parse_speeds
     from alembert.data.texts import iterate_texts
+    from alembert.models.loading import run_configuration
 
-    texts = list(islice(iterate_texts(file, **columns), MAX_TEXTS))
+    is_pair = run_configuration(run).get("task", {}).get("is_pair")
+    pair_column = o.pair_column(columns["text_column"], columns["text_pair_column"], is_pair)
+    rows = iterate_texts(file, text_column=columns["text_column"], text_pair_column=pair_column)
+    texts = list(islice(rows, MAX_TEXTS))
     return prune_exits(
         run,
         texts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
@@ -244,25 +245,43 @@ def load_adaptive(run: str, **options: Any) -> Any:
     return AdaptiveClassifier.from_pretrained(run, **given)
 
 
-def parse_layers(text: str) -> list[int]:
-    """Comma-separated layers; InputError names the one that is no whole number."""
+def parse_layers(text: str, flag: str = "--exits") -> list[int]:
+    """Comma-separated layers; InputError names the flag where one is no whole number."""
     layers = [part.strip() for part in text.split(",") if part.strip()]
     wrong = [part for part in layers if not part.isdecimal()]
     if wrong or not layers:
-        raise InputError(f"--exits {text!r}: give layer numbers separated by commas")
+        raise InputError(f"{flag} {text!r}: give layer numbers separated by commas")
     return [int(part) for part in layers]
 
 
+def pair_column(text_column: str | None, text_pair_column: str | None, is_pair: bool | None) -> str | None:
+    """The column of second texts to read for a model: one by name, "" for none, None for the first of a usual name.
+
+    A model of single texts reads none. Where it is not known what the model reads, none is guessed beside a text
+    column that was named.
+    """
+    if text_pair_column is None and (is_pair is False or (is_pair is None and text_column is not None)):
+        return ""
+    return text_pair_column
+
+
+def refuse_columns(columns: dict[str, str | None], why: str) -> None:
+    """Raises InputError, with the reason, for a column given by name, by parameter, where none is read."""
+    for parameter, name in columns.items():
+        if name is not None:
+            raise InputError(f"--{parameter.replace('_', '-')} {name}: {why}, or leave it out")
+
+
 def load_evaluation_task(
-    data: str, run: str, classifier: Any, split: str | None, **columns: Any
+    data: str, run: str, classifier: Any, split: str | None, *, others: Sequence[str] = (), **columns: Any
 ) -> tuple[Any, str]:
     """Labelled data read with a model's labels and problem type, and the split to score.
 
-    Without `split` that is test, else dev. Data without dev has the rows that the run held out of train; where it is
-    not known which these are, a warning says so.
+    Without `split` that is test, else dev. Data without dev has the rows that the run held out of train. A warning says
+    so where it is not known that they are new to it, and to the `others` that are scored with it.
     """
-    task, wanted, doubt = _load_labelled(data, run, classifier, split, ("test", "dev"), columns)
-    if doubt:
+    task, wanted, doubts = _load_labelled(data, (run, *others), classifier, split, ("test", "dev"), columns)
+    for doubt in doubts:
         logging.getLogger("alembert").warning("%s: scores on them may flatter it", doubt)
     return task, wanted
 
@@ -280,17 +299,17 @@ def load_calibration_task(
         raise InputError(
             "--split train: models learn these rows; calibrate on dev, test or a file of other rows"
         )
-    task, wanted, doubt = _load_labelled(data, run, classifier, split, ("dev", "test"), columns)
-    if doubt:
+    task, wanted, doubts = _load_labelled(data, (run,), classifier, split, ("dev", "test"), columns)
+    if doubts:
         test = (
             ", or take --split test, which then no longer measures the result"
             if "test" in task.splits
             else ""
         )
         raise InputError(
-            f"{doubt}, and on rows that a model has learned every speed looks safe. Put rows that were kept apart from "
-            f"all training into a dev file, or name their file with --data{test}. An export of an earlier version does "
-            "not say what its run held out: export the run again"
+            f"{doubts[0]}, and on rows that a model has learned every speed looks safe. Put rows that were kept apart "
+            f"from all training into a dev file, or name their file with --data{test}. An export of an earlier version "
+            "does not say what its run held out: export the run again"
         )
     if wanted == "test" and not Path(data).is_file():
         logging.getLogger("alembert").warning(
@@ -307,13 +326,21 @@ def check_output_folder(output: Path) -> None:
 
 
 def _load_labelled(
-    data: str, run: str, classifier: Any, split: str | None, order: tuple[str, ...], columns: dict[str, Any]
-) -> tuple[Any, str, str | None]:
-    """The task, a split (the first of `order` unless given), and why its rows may not be new to the model, if so."""
+    data: str,
+    runs: Sequence[str],
+    classifier: Any,
+    split: str | None,
+    order: tuple[str, ...],
+    columns: dict[str, Any],
+) -> tuple[Any, str, list[str]]:
+    """The task, a split (the first of `order` unless given), and to which models its rows may not be new, and why.
+
+    Rows are held out as by the first.
+    """
     from alembert.data import load_task
     from alembert.runtime.hold_out import held_out_alike, read_hold_out
 
-    hold_out = read_hold_out(run)
+    hold_out = read_hold_out(runs[0])
     seed = 42 if hold_out is None else hold_out.seed
 
     def read(required: tuple[str, ...]) -> Any:
@@ -327,15 +354,17 @@ def _load_labelled(
         )
 
     # A single file is the split that is asked for.
-    task, doubt = read((split,) if split in ("dev", "test") and Path(data).is_file() else ()), None
+    task = read((split,) if split in ("dev", "test") and Path(data).is_file() else ())
+    doubts: list[str] = []
     there = {*task.splits, *(("dev",) if "train" in task.splits else ())}
     wanted = split or next((name for name in order if name in there), "dev")
     if wanted == "dev" and "dev" not in task.splits and "train" in task.splits:
         task = read(("dev",))
-        if not held_out_alike(task, hold_out):
-            doubt = (
-                f"{data}: has no dev split, and the rows that seed {seed} holds out of train are not known to be new "
-                f"to {run} and its teacher"
-            )
+        doubts = [
+            f"{data}: has no dev split, and the rows that seed {seed} holds out of train are not known to be new "
+            f"to {run} and its teacher"
+            for run in runs
+            if not held_out_alike(task, read_hold_out(run))
+        ]
     task.dataset(wanted)
-    return task, wanted, doubt
+    return task, wanted, doubts

@@ -71,11 +71,11 @@ def predict(
         ),
     ] = OnError.fail,
     resume: Annotated[
-        o.Resume,
+        o.Resume | None,
         typer.Option(
-            help="auto goes on where an interrupted run to the same --output stopped; never starts anew."
+            help="auto, unless given, goes on where an interrupted run to the same --output stopped; never starts anew."
         ),
-    ] = o.Resume.auto,
+    ] = None,
     json_output: o.JsonOption = False,
 ) -> None:
     """Labels texts, in their order, with the exit that each one took."""
@@ -86,6 +86,13 @@ def predict(
         check_speed(speed)
     if (input_file is None) == (not texts):
         raise InputError("give either texts as arguments or a file with --input")
+    if output is None and resume is not None:
+        raise InputError(f"--resume {resume}: is about a file: name it with --output, or leave it out")
+    columns = {"text_column": text_column, "text_pair_column": text_pair_column}
+    if input_file is None:
+        o.refuse_columns(columns, "texts given as arguments have no columns: name a file with --input")
+    elif input_file.suffix.lower() == ".txt":
+        o.refuse_columns(columns, f"{input_file} has a text per line and no columns")
     if not is_exported(run):
         o.quiet_libraries()
     from alembert.runtime.prediction_file import PredictionFile, model_fingerprint, output_format
@@ -94,7 +101,6 @@ def predict(
         output_format(output)
         if input_file is not None and output.exists() and input_file.exists() and output.samefile(input_file):
             raise InputError(f"--output {output}: is the input, which it would replace: name another file")
-    rows = _rows(texts, input_file, text_column, text_pair_column)
     # All of it at loading: a calibration beside the model is used or left aside by what is asked for.
     classifier = o.load_adaptive(
         run,
@@ -110,13 +116,23 @@ def predict(
         device=device,
         dtype=precision,
     )
+    if tolerance is not None and classifier.settings["tolerance"] is None:
+        raise InputError(
+            f"--tolerance {tolerance}: is for regression under the policy patience, and this is "
+            f"{classifier.facts.problem_type} under {classifier.settings['policy']}; leave it out"
+        )
+    rows = (
+        _arguments(texts or [])
+        if input_file is None
+        else _file_rows(input_file, text_column, text_pair_column, classifier.is_pair)
+    )
     skips = on_error is OnError.skip
     if output is None:
         _print(classifier, rows, skips, texts if not json_output else None)
         return
     # What takes effect, not what was typed: defaults come from files that may change between two runs.
     job = model_fingerprint(run) | classifier.settings | {"columns": [text_column, text_pair_column]}
-    with PredictionFile(output, job, resume=resume is o.Resume.auto) as file:
+    with PredictionFile(output, job, resume=resume is not o.Resume.never) as file:
         _write(classifier, rows, skips, file, _count(input_file))
     if json_output:
         typer.echo(json.dumps({"output": str(output), "rows": file.rows, "errors": file.errors}))
@@ -125,14 +141,30 @@ def predict(
         typer.echo(f"{output}: {file.rows} predictions{bad}", err=True)
 
 
-def _rows(
-    texts: Sequence[str] | None, input_file: Path | None, text_column: str | None, pair_column: str | None
+def _file_rows(
+    path: Path, text_column: str | None, pair_column: str | None, is_pair: bool | None
 ) -> Iterator[tuple[int, Any]]:
+    """As `attempt_texts`, for a model of pairs or of single texts; raises InputError where the file has the other."""
+    from alembert.data.reading import at
     from alembert.data.texts import attempt_texts
 
-    if input_file is None:
-        return _arguments(texts or [])
-    return attempt_texts(input_file, text_column=text_column, text_pair_column=pair_column)
+    if is_pair is False and pair_column is not None:
+        raise InputError(
+            f"{at(str(path), field=pair_column)}: this model was trained on single texts; leave --text-pair-column out"
+        )
+    second = o.pair_column(text_column, pair_column, is_pair)
+    rows = attempt_texts(path, text_column=text_column, text_pair_column=second)
+    return _pairs(rows, path) if is_pair else rows
+
+
+def _pairs(rows: Iterator[tuple[int, Any]], path: Path) -> Iterator[tuple[int, Any]]:
+    for row, text in rows:
+        if isinstance(text, str):
+            raise InputError(
+                f"{path}: this model was trained on pairs of texts, and no column of second texts was found; name it "
+                "with --text-pair-column"
+            )
+        yield row, text
 
 
 def _arguments(texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
@@ -190,9 +222,10 @@ def _write(
     except InputError as error:
         if not file.rows:
             raise
+        past = "" if skips else ", or go on past bad rows with --on-error skip"
         raise InputError(
             f"{error} The {file.rows} predictions before are kept: mend what is wrong and run the same command "
-            "again, or go on past bad rows with --on-error skip."
+            f"again{past}."
         ) from error
     file.finish()
 

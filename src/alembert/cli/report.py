@@ -95,6 +95,7 @@ def report(
         runs[0],
         SimpleNamespace(facts=facts),
         split,
+        others=runs[1:],
         preset=task,
         text_column=text_column,
         text_pair_column=text_pair_column,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alembert.benchmarks.comparison import benchmark
+from alembert.benchmarks.comparison_engines import short_names
 from alembert.benchmarks.comparison_settings import BenchmarkSettings
 from alembert.benchmarks.evaluation import task_texts
 from alembert.benchmarks.replayed_exits import collect_answers
@@ -343,7 +344,8 @@ class _Work:
         """
         path = self.folder / "benchmark" / "benchmark.json"
         measured = [name for name in exports if certificates[name].within_on_dev]
-        names = {exports[name].name: name for name in measured}
+        models = [str(self.trainings.folder_of(TEACHER)), *(str(exports[name]) for name in measured)]
+        names = dict(zip(short_names(models)[1:], measured, strict=True))
         speeds = {name: certificates[name].speed for name in measured}
         if not path.exists() or self.state.get("benchmarked") != speeds:
             split = "test" if "test" in self.task.splits else "dev"
@@ -357,7 +359,6 @@ class _Work:
                 },
                 seed=self.seed,
             )
-            models = [str(self.trainings.folder_of(TEACHER)), *(str(exports[name]) for name in measured)]
             run = partial(
                 benchmark, models, self.task, split, data_name=self.task.name, progress=self.progress
             )

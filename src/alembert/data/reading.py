@@ -55,7 +55,8 @@ class Table:
         columns: the column names, in order.
         content_key: text that changes when the content does.
         attempt: given column names, yields each row's number and those columns' values, or the InputError of a
-            row that cannot be read; `read` raises that instead. Rows are numbered as an editor shows them: the
+            row that cannot be read; `read` raises that instead. Both raise the InputError of a quote in a CSV file
+            that never closes, for it takes the rows behind it along. Rows are numbered as an editor shows them: the
             lines of a text file from 1, its header included; the rows of a Parquet file from 1.
         has_header: whether the column names are the first line of the file.
         class_names: the labels, in the order of their ids, of columns whose source declares them.
@@ -192,11 +193,12 @@ def _delimited_rows(
             yield number, values
         elif len(values) != width:
             last = columns[min(len(values), width) - 1]
+            breaks = sum(value.count("\n") for value in values)
             yield (
                 number,
                 InputError(
-                    f"{at(source, number, last)}: this row has {len(values)} field{'s'[: len(values) != 1]}, "
-                    f"the header {width}: {_listed(columns)}. "
+                    f"{at(source, number, last)}: this row{_reach(number, breaks)} has {len(values)} "
+                    f"field{'s'[: len(values) != 1]}, the header {width}: {_listed(columns)}. "
                     f"Look for a {'missing' if len(values) < width else 'surplus'} separator there or before."
                 ),
             )
@@ -219,12 +221,19 @@ def _csv_records(path: Path) -> Iterator[RowOrError]:
             try:
                 values = next(reader, None)
             except csv.Error as error:
+                place, further = at(str(path), number), reader.line_num - number
+                if further and "end of data" in str(error):
+                    # No bad row to be skipped: all rows behind the quote would be lost with it.
+                    raise InputError(
+                        f"{place}: not well-formed CSV: a quote that opens in this row never closes and swallows the "
+                        f"{further} line{'s'[: further != 1]} to the end of the file. Close or remove it."
+                    ) from None
                 yield from _empty_lines(str(path), empty)
                 yield (
                     number,
                     InputError(
-                        f"{at(str(path), number)}: not well-formed CSV ({error}); a field with a quote, comma "
-                        'or line break is quoted, and quotes in it are doubled ("").'
+                        f"{place}: not well-formed CSV{_reach(number, further)} ({error}); a field with a quote, "
+                        'comma or line break is quoted, and quotes in it are doubled ("").'
                     ),
                 )
                 continue
@@ -262,6 +271,13 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any] | InputEr
             f"{at(str(path), number)}: not JSON ({error.msg}, character {error.colno}); "
             f"each line must be an object.{advice}"
         )
+    except (ValueError, RecursionError) as error:
+        what = (
+            "lists or objects are nested too deep"
+            if isinstance(error, RecursionError)
+            else "an integer has too many digits"
+        )
+        return InputError(f"{at(str(path), number)}: cannot be read ({what}); shorten or remove the row.")
     if not isinstance(value, dict):
         return InputError(
             f"{at(str(path), number)}: a JSON {type(value).__name__}; each line must be an object, "
@@ -324,6 +340,11 @@ def arrow_rows(
     for batch in batches(wanted):
         columns = [batch.column(name).to_pylist() for name in wanted]
         yield from zip(numbers, zip(*columns, strict=True))  # noqa: B905 (numbers never end)
+
+
+def _reach(number: int, further: int) -> str:
+    """The lines of a row that has more than one: a stray quote makes one row of many."""
+    return f" (lines {number} to {number + further})" if further else ""
 
 
 def _listed(names: Iterable[str]) -> str:

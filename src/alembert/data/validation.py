@@ -61,6 +61,8 @@ def find_columns(
 ) -> Columns:
     """The table's columns: those given by name, else the first of the usual names, in any case of letters.
 
+    A `text_pair_column` of "" means that there is none, whatever names the table has.
+
     Raises:
         InputError: a column is missing; the message lists what there is and names the option to use.
     """
@@ -70,8 +72,10 @@ def find_columns(
             text_column = table.columns[folded.index("question")]
             text_pair_column = table.columns[folded.index("sentence")]
     text = _find_column(table, text_column, TEXT_COLUMNS, "text")
-    pair_candidates = [name for name in TEXT_PAIR_COLUMNS if name != text.casefold()]
-    text_pair = _find_column(table, text_pair_column, pair_candidates, "text pair", optional=True)
+    text_pair = None
+    if text_pair_column != "":
+        pair_candidates = [name for name in TEXT_PAIR_COLUMNS if name != text.casefold()]
+        text_pair = _find_column(table, text_pair_column, pair_candidates, "text pair", optional=True)
     label = _find_column(table, label_column, LABEL_COLUMNS, "label") if labelled else None
     columns = Columns(text, text_pair, label)
     for name in columns.names:

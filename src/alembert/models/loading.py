@@ -92,7 +92,7 @@ def load_classifier(source: str) -> PreTrainedModel:
     """A fine-tuned classifier, stock, multi-exit or BiLSTM, in fp32 and evaluation mode.
 
     Raises InputError when the source cannot be read or any weight of the classifier is missing, for instance
-    because it was never fine-tuned.
+    because it was never fine-tuned, and for a regression model of several values.
     """
     config = load_config(source)
     family = (
@@ -111,7 +111,7 @@ def load_classifier(source: str) -> PreTrainedModel:
     # Classifiers of families that read the first token directly are often saved with their encoder's pooler.
     unused = [key for key in info["unexpected_keys"] if "pooler." in str(key)]
     check_loading(dict(info) | {"unexpected_keys": set(info["unexpected_keys"]) - set(unused)}, source)
-    model.config.problem_type = usual_problem_type(model.config)
+    model.config.problem_type = classifier_facts(model).problem_type
     return model.eval()
 
 
@@ -184,10 +184,19 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def classifier_facts(source: str | PreTrainedModel) -> ClassifierFacts:
-    """The facts of a classifier, from its configuration alone; names are () for regression."""
+    """The facts of a classifier, from its configuration alone; names are () for regression.
+
+    Raises InputError for a regression model of several values.
+    """
     config = load_config(source) if isinstance(source, str) else source.config
     problem_type = usual_problem_type(config)
     if problem_type == "regression":
+        if config.num_labels > 1:
+            raise InputError(
+                f"{config.name_or_path or 'this model'}: predicts {config.num_labels} values at once, and only "
+                "regression of one value is supported; if they are scores of labels, set problem_type in its "
+                "config.json to multi_label_classification or single_label_classification"
+            )
         return ClassifierFacts(problem_type, ())
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
     return ClassifierFacts(problem_type, names)

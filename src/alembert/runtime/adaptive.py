@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -88,7 +88,8 @@ class AdaptiveClassifier:
         exits: the layers whose exits are used; None = all that the model has. With a frozen backbone an exit's
             training does not depend on the others, so that any choice is as good as one made before training.
         device: None = CUDA where there is one. Exported models run on the processor.
-        dtype: of a model of torch, "fp32" or "bf16"; None = as it was saved. An exported model's was chosen at export.
+        dtype: of a model of torch, "fp32" or "bf16"; None = fp32 when it is loaded from files, however it was saved,
+            and as it is when it is given. An exported model's was chosen at export.
         threads: of the processor; None = as many as the process may use. For a model of torch it is the setting of
             the whole process, and None leaves it alone.
 
@@ -247,7 +248,8 @@ class AdaptiveClassifier:
 
         A tuple of two strings is one pair, unless the model is known to take single texts.
         Keyword arguments `speed`, `policy`, `top_k` and `renormalise` override the defaults for this call.
-        Raises InputError for an empty text, a wrong speed or policy, naming the position of the text.
+        Raises InputError for an empty text, a wrong speed or policy, or an answer that is no finite number, naming
+        the position of the text.
         """
         if isinstance(texts, str):
             return self._predict_one(texts, **how)
@@ -264,7 +266,7 @@ class AdaptiveClassifier:
         """Predictions for input of any length, in its order and at constant memory; overrides as in `predict`.
 
         Texts are read a window at a time, and answered when it is full or the input ends. `start` is the position of
-        the first one, for messages.
+        the first one, for messages. Raises InputError as `predict`.
         """
         for exited in self._run(texts, start=start, **how):
             yield from self._predictions(exited)
@@ -328,18 +330,28 @@ class AdaptiveClassifier:
             raise InputError(
                 "a single text is given where a list of texts belongs: put it in a list, or call predict"
             )
+        if isinstance(texts, Mapping):
+            raise InputError(
+                f"a {type(texts).__name__} is given where a list of texts belongs: give its texts, not its keys"
+            )
         decision = self._decision(**how)
         for window in windows(texts, self.window):
-            encoded = self.encode(window, start)
+            exited = join(self._run_window(self.encode(window, start), *decision))
+            finite = np.isfinite(exited.probabilities).all(axis=1)
+            if not finite.all():
+                raise _no_number(start + int(finite.argmin()))
             start += len(window)
-            yield join(self._run_window(encoded, *decision))
+            yield exited
 
     def _predict_one(self, text: Text, **how: Any) -> Prediction:
         if not self._runs_alone:
             return next(self.stream((text,), **how))
         # As `stream`, without windows and NumPy: they take long beside a short text.
         batch = pad_rows(self.encode((text,)), self._encoder.fill)
-        return self._prediction(self.backend.run_alone(batch, *self._decision(**how)))
+        exited = self.backend.run_alone(batch, *self._decision(**how))
+        if not math.isfinite(sum(exited.probabilities)):
+            raise _no_number(0)
+        return self._prediction(exited)
 
     def _decision(
         self,
@@ -408,11 +420,21 @@ def check_text(text: Any, where: str) -> None:
     fields = text if isinstance(text, tuple) and len(text) == 2 else (text,)
     for field in fields:
         if not isinstance(field, str):
-            raise InputError(f"{where}: must be a string or a pair of strings, not {text!r}")
+            raise InputError(
+                f"{where}: must be a string or a pair of strings, not {text!r}; "
+                "a pair is a tuple: (text, text_pair)"
+            )
         if not field or field.isspace():
             raise InputError(f"{where} is empty")
         if not field.isascii():
             _check_encoding(field, where)
+
+
+def _no_number(position: int) -> InputError:
+    return InputError(
+        f"text {position}: the model's answer is no finite number: its weights are broken, or the device's arithmetic "
+        "is; train or export the model again, or try another device and precision"
+    )
 
 
 def _check_encoding(text: str, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ Progress = Callable[[str, int, int], None]
 MERGED_FILE = "merged.onnx"
 LARGEST_GRAPH = 2_000_000_000
 """Bytes of weights in a file: ONNX stands on protocol buffers, which end at 2 GiB."""
+_TEMPORARY = ".alembert-export."
+"""Before the names of folders that are there while a model is exported."""
 _LIBRARIES = ("alembert", "torch", "transformers", "onnx", "onnxruntime")
 
 
@@ -63,7 +66,8 @@ def export_classifier(
 ) -> Manifest:
     """Writes a classifier as ONNX graphs: one per stretch of layers between two exits, and one per exit.
 
-    The folder is whole or absent: it is made beside `output` and moved there at the end.
+    The folder is whole or absent: it is made apart and moved to `output` at the end. A folder that is there already is
+    kept, for it may be a mount or somebody's working directory, and its content replaced, manifest.json last.
 
     Args:
         source: a run directory, a folder in Hugging Face layout or a hub id.
@@ -82,8 +86,8 @@ def export_classifier(
         progress: called with a description, steps done and steps in all.
 
     Raises:
-        InputError: no `onnx` extra; the model cannot be read; an exit that it does not have; `output` is taken; a
-            policy that does not fit the model, or of a model without exits;
+        InputError: no `onnx` extra; the model cannot be read; an exit that it does not have; `output` is taken or
+            cannot be written to; a policy that does not fit the model, or of a model without exits;
             a merged graph is asked for and the policy is patience; a graph would be larger than `LARGEST_GRAPH`.
     """
     _check_installed()
@@ -91,8 +95,7 @@ def export_classifier(
         raise InputError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if reduce_range and precision != "int8":
         raise InputError("reduce_range is about int8 weights: leave it out or export with precision int8")
-    output = Path(output)
-    _check_output(output, overwrite)
+    output = check_output(output, overwrite)
     model, tokenizer = load_classifier(str(source)), load_tokenizer(str(source))
     known = model.exit_layers if isinstance(model, MultiExitModel) else ()
     chosen = known if exits is None else _chosen(exits, known, "exits")
@@ -325,31 +328,72 @@ def _check_installed() -> None:
     del onnx
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.is_file():
-        raise InputError(f"{output}: is a file: name a folder for the exported model")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not (output / MANIFEST_FILE).is_file():
+def check_output(output: str | Path, overwrite: bool) -> Path:
+    """The folder to export to, as an absolute path.
+
+    Raises:
+        InputError: it is a file, holds something else than an exported model, or holds one and `overwrite` is not set;
+            nothing can be written there.
+    """
+    folder = Path(output).resolve()
+    # Unlike Path.exists it does not raise where a folder above cannot be searched.
+    there = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
+    if not there.is_dir():
+        raise InputError(f"{output}: {there} is a file: name a folder for the exported model")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{output}: nothing can be written to {there}: choose another folder")
+    if there != folder or not _content(folder):
+        return folder
+    if not (folder / MANIFEST_FILE).is_file():
         # Nothing but an export is ever replaced: a slip in the path must not cost a run or a home folder.
         raise InputError(f"{output}: holds files and no exported model: choose another folder")
     if not overwrite:
         raise InputError(f"{output}: holds an exported model already: choose another folder or overwrite it")
+    return folder
 
 
 @contextmanager
 def _folder(output: Path) -> Iterator[Path]:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    there = output.is_dir()
+    if not there:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=output if there else output.parent, prefix=_TEMPORARY))
     folder = temporary / output.name
     folder.mkdir()
     try:
         yield folder
-        if output.is_dir():
-            output.replace(temporary / "before")
-        folder.replace(output)
+        if there:
+            _replace_content(output, folder)
+        else:
+            folder.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_content(output: Path, folder: Path) -> None:
+    """Moves what lies in `folder` to `output`, in place of its content, which comes back when that fails."""
+    before = Path(tempfile.mkdtemp(dir=output, prefix=_TEMPORARY))
+
+    def named_last(path: Path) -> bool:
+        return path.name == MANIFEST_FILE
+
+    # Without its manifest a folder is no export: nobody reads it while it is neither the old nor the new one.
+    moves = [(path, before / path.name) for path in sorted(_content(output), key=named_last, reverse=True)]
+    moves += [(path, output / path.name) for path in sorted(folder.iterdir(), key=named_last)]
+    try:
+        for path, target in moves:
+            path.rename(target)
+    except BaseException:
+        for path, target in reversed(moves):
+            if target.exists() and not path.exists():
+                target.rename(path)
+        before.rmdir()
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _content(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(_TEMPORARY)]
 
 
 def _card(manifest: Manifest, name: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -48,7 +49,8 @@ class PredictionFile:
         rows: number of input rows whose predictions are written.
         errors: how many of them were bad.
 
-    Raises InputError when the interrupted run was of another job, or another process writes to the same file.
+    Raises InputError when the interrupted run was of another job, another process writes to the same file, or nothing
+    can be written there.
     """
 
     def __init__(self, output: Path, job: dict[str, Any], *, resume: bool) -> None:
@@ -59,14 +61,22 @@ class PredictionFile:
         self._digest = hashlib.sha256()
         self.rows, self.errors, self._bytes = 0, 0, 0
         self._texts_digest = ""
-        output.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(output.with_name(f".{output.name}.lock"))
         try:
+            if output.is_dir():
+                raise InputError(f"--output {output}: is a folder: name a file")
+            output.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
         except Timeout:
             raise InputError(
                 f"--output {output}: another process is writing to it: wait for its end, or give another file"
             ) from None
+        except OSError as error:
+            no_folder = isinstance(error, FileExistsError | NotADirectoryError)
+            why = f"{output.parent} is no folder" if no_folder else error.strerror
+            raise InputError(
+                f"--output {output}: nothing can be written there ({why}): name another file"
+            ) from error
         try:
             if resume and self.part.exists() and self.journal.exists():
                 self._go_on()
@@ -154,15 +164,21 @@ class PredictionFile:
     def _formatted(self, records: Sequence[Record]) -> str:
         if self.form == "jsonl":
             return "".join(json_line(record) for record in records)
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, delimiter="\t" if self.form == "tsv" else ",")
-        if not self._bytes:
-            writer.writerow(COLUMNS)
+        rows: list[list[Any]] = [] if self._bytes else [list(COLUMNS)]
         for record in records:
             label = record.get("label")
             cells = ["|".join(label) if isinstance(label, tuple) else label]
-            writer.writerow([*cells, *(record.get(name) for name in COLUMNS[1:])])
+            rows.append([*cells, *(record.get(name) for name in COLUMNS[1:])])
+        if self.form == "tsv":
+            return "".join("\t".join(map(_tsv_cell, row)) + "\n" for row in rows)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
         return text.getvalue()
+
+
+def _tsv_cell(value: Any) -> str:
+    """A value as a field of TSV, which has no quoting: tabs and line breaks become a space."""
+    return "" if value is None else re.sub(r"\r\n|[\t\r\n]", " ", str(value))
 
 
 def output_format(output: Path) -> str:
@@ -174,8 +190,9 @@ def output_format(output: Path) -> str:
 
 
 def json_line(record: Record) -> str:
-    """A record as a line of JSON."""
-    return json.dumps({name: record.get(name) for name in COLUMNS}, ensure_ascii=False) + "\n"
+    """A record as a line of JSON; raises ValueError for NaN and infinity, which JSON does not know."""
+    wanted = {name: record.get(name) for name in COLUMNS}
+    return json.dumps(wanted, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def model_fingerprint(source: str | Path) -> dict[str, Any]:

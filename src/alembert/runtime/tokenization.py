@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 EncodedText = dict[str, list[int]]
 """Unpadded `input_ids` and, where the model reads them, `token_type_ids` of one text or pair."""
+
+_CHARACTERS_AT_ONCE = 1_000_000
+"""Tokenised together: until the ids are copied, a text holds many times its size, the part cut off included."""
 
 
 class TextEncoder(Protocol):
@@ -51,13 +54,15 @@ class TransformersEncoder:
 
     def encode(self, columns: Sequence[Sequence[str]], max_length: int) -> list[EncodedText]:
         """As `TextEncoder.encode`."""
-        lists = [list(column) for column in columns]
-        encoding = self._tokenizer(*lists, truncation=True, max_length=max_length, padding=False)
-        names = [name for name in self.fill if name in encoding]
-        return [
-            dict(zip(names, values, strict=True))
-            for values in zip(*(encoding[name] for name in names), strict=True)
-        ]
+        encoded: list[EncodedText] = []
+        for part in _parts(columns):
+            encoding = self._tokenizer(*part, truncation=True, max_length=max_length, padding=False)
+            names = [name for name in self.fill if name in encoding]
+            encoded += (
+                dict(zip(names, values, strict=True))
+                for values in zip(*(encoding[name] for name in names), strict=True)
+            )
+        return encoded
 
     def added_tokens(self, is_pair: bool) -> int:
         """As `TextEncoder.added_tokens`."""
@@ -113,13 +118,30 @@ class TokenizersEncoder:
         """As `TextEncoder.encode`."""
         if max_length != self._max_length:
             self.cut_to(max_length)
-        inputs: Any = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-        # The fast variant leaves out the characters' offsets, which nobody reads.
-        encodings = self.tokenizer.encode_batch_fast(inputs)
-        if "token_type_ids" in self.fill:
-            return [{"input_ids": one.ids, "token_type_ids": one.type_ids} for one in encodings]
-        return [{"input_ids": one.ids} for one in encodings]
+        encoded: list[EncodedText] = []
+        for part in _parts(columns):
+            inputs: Any = part[0] if len(part) == 1 else list(zip(*part, strict=True))
+            # The fast variant leaves out the characters' offsets, which nobody reads.
+            encodings = self.tokenizer.encode_batch_fast(inputs)
+            if "token_type_ids" in self.fill:
+                encoded += ({"input_ids": one.ids, "token_type_ids": one.type_ids} for one in encodings)
+            else:
+                encoded += ({"input_ids": one.ids} for one in encodings)
+        return encoded
 
     def added_tokens(self, is_pair: bool) -> int:
         """As `TextEncoder.added_tokens`."""
         return int(self.tokenizer.num_special_tokens_to_add(is_pair))
+
+
+def _parts(columns: Sequence[Sequence[str]]) -> Iterator[list[list[str]]]:
+    """The same columns in parts of consecutive rows that are tokenised together; a longer row is a part alone."""
+    first = characters = 0
+    # To count takes long beside a short text that comes alone.
+    sizes = zip(*(map(len, column) for column in columns), strict=True) if len(columns[0]) > 1 else ()
+    for row, lengths in enumerate(sizes):
+        characters += sum(lengths)
+        if characters > _CHARACTERS_AT_ONCE and row > first:
+            yield [list(column[first:row]) for column in columns]
+            first, characters = row, sum(lengths)
+    yield [list(column[first:]) for column in columns]
