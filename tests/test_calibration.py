@@ -363,6 +363,13 @@ def test_rows_needed_for_fewer_mistakes_are_enough_and_hardly_more(risk: float, 
     assert power(rows - math.ceil(0.4 / budget)) < 0.82
 
 
+def test_rows_needed_where_the_risk_is_hardly_below_the_budget() -> None:
+    for kind in LossKind:
+        rows = rows_needed(kind, 0.01 - 1e-8, 0.02, 0.01, LEVEL)
+        assert rows is not None and rows > 1e6
+        assert rows_needed(kind, 0.01 - 1e-10, 0.02, 0.01, LEVEL) is None
+
+
 def test_rows_needed_where_the_risk_is_far_below_the_budget() -> None:
     for risk in (-0.1, -0.3):
         rows = rows_needed(LossKind.FRACTION_DIFFERENCE, risk, 0.2, 0.9, LEVEL)
@@ -718,7 +725,12 @@ def test_the_file_of_another_model_is_not_used(
     caplog.set_level("WARNING", "alembert")
     assert with_calibrated_defaults(copied, {}) == {}
     assert "another model" in caplog.text
-    assert set(model_files_fingerprint(copied)) == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert set(model_files_fingerprint(copied)) == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
 
 
 def test_a_model_whose_heads_alone_were_trained_again_is_another(tmp_path: Path) -> None:
@@ -732,11 +744,12 @@ def test_a_model_whose_heads_alone_were_trained_again_is_another(tmp_path: Path)
         fingerprints.append(model_files_fingerprint(tmp_path))
     assert fingerprints[0] != fingerprints[1]
     whole = (tmp_path / "model.safetensors").read_bytes()
+    offsets = ("[]", "[-9]", "[0.5]", "[1e400]", f"[1{30 * '0'}]", '["a"]')
+    headers = [f'{{"a": {{"data_offsets": {each}}}}}'.encode() for each in offsets]
+    headers += [b"[]", b"[" * 100_000]
     for broken in (
-        whole[:3],
-        b"\xff" * 100,
-        len(whole).to_bytes(8, "little") + b"[]",
-        b"\2" + bytes(7) + b"[]",
+        *(whole[:3], b"\xff" * 100, len(whole).to_bytes(8, "little") + b"[]"),
+        *(len(header).to_bytes(8, "little") + header for header in headers),
     ):
         (tmp_path / "model.safetensors").write_bytes(broken)
         assert model_files_fingerprint(tmp_path)
@@ -753,7 +766,7 @@ def test_a_speed_holds_for_the_precision_that_it_was_found_in(fast: Path, many: 
 def test_a_broken_file_is_refused(results: dict[str, Any], copied: Path) -> None:
     store(results, copied)
     whole = read_json(copied / CALIBRATION_FILE)
-    for change in ({"speed": 1.5}, {"speed": "fast"}, {"format": 2}, {"exits": ["a"]}, {"policy": None}):
+    for change in ({"speed": 1.5}, {"speed": "fast"}, {"format": 1}, {"exits": ["a"]}, {"policy": None}):
         write_json(copied / CALIBRATION_FILE, whole | change)
         with pytest.raises(InputError, match="calibrate the model again"):
             CalibratedSpeed.read(copied)

@@ -342,6 +342,17 @@ def test_interrupted_work_goes_on_and_leaves_the_best_model(
     assert compress(str(teacher), many, output, max_drop=0.3) == summary
     assert (output / "summary.json").stat().st_mtime_ns == before
 
+    def stopped(*_: Any, **__: Any) -> Certificate:
+        raise KeyboardInterrupt
+
+    # What is made anew because it is gone is not finished until it is.
+    shutil.rmtree(output / "best")
+    monkeypatch.setattr(module, "certify", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compress(str(teacher), many, output, max_drop=0.3)
+    assert "finished" not in read_json(output / STATE)
+    monkeypatch.setattr(module, "certify", certify)
+
     def no_training(*_: Any, **__: Any) -> Any:
         raise AssertionError("another aim needs no other models")
 
@@ -406,7 +417,15 @@ def test_a_folder_whose_removal_is_interrupted_is_gone_all_the_same(
     (tmp_path / "model").mkdir()
     remove(tmp_path / "model")
     remove(tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+    assert not list(tmp_path.iterdir())
+
+    def immovable(*_: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(Path, "replace", immovable)
+    (tmp_path / "model").mkdir()
+    remove(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_teacher_reads_whole_texts_where_candidates_do_not(

@@ -658,6 +658,32 @@ class TestOutput:
         assert done[0].name == "manifest.json"
         assert moves != 5 or done[5].name == "manifest.json"
 
+    @pytest.mark.parametrize("moves", range(6))
+    def test_what_a_killed_export_had_set_aside_comes_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+    ) -> None:
+        output = tmp_path / "out"
+        self.write(output, "old")
+        rename, done = Path.rename, []
+
+        def killed(path: Path, target: Path) -> Path:
+            done.append(target)
+            if len(done) > moves:
+                raise OSError
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", killed)
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            with pytest.raises(OSError):
+                self.write(output, "new")
+        with pytest.raises(InputError, match="holds an exported model already"):
+            check_output(output, overwrite=False)
+        for name in ("manifest.json", "README.md", "old"):
+            assert (output / name).read_text(encoding="utf-8") == "old"
+        self.write(output, "newer")
+        assert self.names(output) == ["README.md", "manifest.json", "newer"]
+
     def test_where_nothing_can_be_written_is_told_before_the_model_is_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

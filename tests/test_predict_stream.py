@@ -520,7 +520,9 @@ def test_a_quote_that_never_closes_is_no_row_to_skip(
     message = capfd.readouterr().err
     assert "row 11: not well-formed CSV: a quote that opens in this row never closes" in message
     assert "the 9 lines to the end of the file" in message
-    assert "--on-error" not in message
+    assert predict(source, output.name) == 2
+    for told in (message, capfd.readouterr().err):
+        assert "are kept" in told and "--on-error" not in told
     assert not output.exists()
     lines(source, rows)
     assert predict(source, output.name, "--on-error", "skip") == 0

@@ -126,6 +126,11 @@ def calibrate(
         tested_speeds = []
     elif not tested_speeds:
         raise InputError("no speeds to test: give at least one above 0")
+    computes_in = getattr(classifier.backend, "dtype", None)
+    if computes_in is not None and computes_in not in _DTYPES:
+        raise InputError(
+            f"{model_name} computes in {computes_in}, which it is never loaded in: take fp32 or bf16"
+        )
     chosen = classifier.policy(policy, top_k, renormalise)
     given, where = task.dataset(split), f"{data_name}, {split}"
     kept = rows_not_in_train(task.splits, split)
@@ -198,7 +203,7 @@ def calibrate(
         "tolerance": chosen.tolerance if task.problem_type == REGRESSION else None,
         "exits": list(classifier.exit_layers[:-1]),
         "max_length": classifier.max_length,
-        "dtype": _DTYPES.get(str(getattr(classifier.backend, "dtype", None))),
+        "dtype": None if computes_in is None else _DTYPES[computes_in],
         "risk": budget.risk,
         "max_drop": budget.most,
         "confidence": budget.confidence,
@@ -287,7 +292,7 @@ def _groups(labels: Array, task: Task, budget: RiskBudget) -> dict[str, Array]:
     if task.problem_type == MULTI_LABEL:
         # Texts may have no label or several: that every class keeps to it says nothing of the whole.
         every_class = {name: np.flatnonzero(labels[:, index]) for index, name in enumerate(task.label_names)}
-        return {ALL_ROWS: np.arange(len(labels))} | every_class
+        return every_class | {ALL_ROWS: np.arange(len(labels))}
     return {name: np.flatnonzero(labels == index) for index, name in enumerate(task.label_names)}
 
 

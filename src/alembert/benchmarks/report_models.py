@@ -51,8 +51,8 @@ class ReportedModel:
         source: as it was given.
         part: JSON, keys as in docs/report.md.
         decisions: (rows,) or (rows, labels), the full model's answers.
-        free_speeds: whether it can be timed at any speed by naming it: a calibration whose policy, exits or length
-            differ from the model's own counts only where no speed is named.
+        free_speeds: whether it can be timed at any speed by naming it: a calibration whose policy, exits, length
+            or precision differ from the model's own counts only where no speed is named.
     """
 
     source: str
@@ -234,10 +234,11 @@ def _in_task_order(answers: ExitAnswers, names: Sequence[str], wanted: Sequence[
 
 def _same_without_calibration(source: str, classifier: AdaptiveClassifier) -> bool:
     plain = AdaptiveClassifier.from_pretrained(source, speed=0.0)
-    return (plain.policy(), plain.exit_layers, plain.max_length) == (
+    return (plain.policy(), plain.exit_layers, plain.max_length, plain.settings["dtype"]) == (
         classifier.policy(),
         classifier.exit_layers,
         classifier.max_length,
+        classifier.settings["dtype"],
     )
 
 

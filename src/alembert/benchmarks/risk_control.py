@@ -42,8 +42,10 @@ _CLOSEST = 1e-9
 """To the budget that a risk may come for any number of rows to be worked out."""
 _POWER = 0.8
 """`rows_needed` aims at this probability of certifying."""
+_SMALLEST_GAP = 1e-4
+"""For which the rows that bets with limited stakes take are worked out."""
 _FEW_ROWS = 2000
-"""Below these `rows_needed` counts mistakes one by one; above, the normal approximation is as good."""
+"""Below these `rows_needed` counts mistakes one by one; above, the normal approximation comes close."""
 _QUANTILE = NormalDist().inv_cdf
 
 
@@ -259,6 +261,7 @@ def smallest_budget(kind: LossKind, rows: int, level: float) -> float:
     return enough / steps
 
 
+@lru_cache(maxsize=4096)
 def rows_needed(kind: LossKind, risk: float, spread: float, budget: float, level: float) -> int | None:
     """About how many rows certify a speed with 80% probability, if risk and spread are what they are here.
 
@@ -290,8 +293,7 @@ def rows_needed(kind: LossKind, risk: float, spread: float, budget: float, level
     variance, doubt = max(spread - risk**2, 0.0), math.log(1 / level)
     if kind is LossKind.FRACTION_DIFFERENCE:
         steady = variance * ((math.sqrt(2 * doubt) + z_power) / gap) ** 2
-        # No gap is wider than the whole range of what can be lost.
-        rows = max(steady, smallest_set(kind, min(gap, budget), level))
+        rows = max(steady, smallest_set(kind, max(min(gap, budget), _SMALLEST_GAP), level))
     elif kind is LossKind.FRACTION:
 
         def certifies(rows: int) -> bool:
@@ -318,13 +320,17 @@ def _rows_for_mistakes(risk: float, budget: float, level: float) -> float:
     if rows >= _FEW_ROWS:
         return rows
 
-    def certifying(mistakes: int) -> int:
-        return _smallest(lambda rows: stats.binom.cdf(mistakes, rows, budget) <= level)
-
     # So many mistakes at most are likeliest among the fewest rows that certify the budget with them.
-    return certifying(
-        _smallest(lambda count: stats.binom.cdf(count - 1, certifying(count - 1), risk) >= _POWER) - 1
-    )
+    def likely(mistakes: int) -> bool:
+        return bool(stats.binom.cdf(mistakes, _fewest_rows(mistakes, budget, level), risk) >= _POWER)
+
+    return _fewest_rows(_smallest(lambda count: likely(count - 1)) - 1, budget, level)
+
+
+@lru_cache(maxsize=4096)
+def _fewest_rows(mistakes: int, budget: float, level: float) -> int:
+    """Among which no more mistakes than these certify the budget."""
+    return _smallest(lambda rows: stats.binom.cdf(mistakes, rows, budget) <= level)
 
 
 def _smallest(holds: Callable[[int], bool]) -> int:

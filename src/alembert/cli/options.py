@@ -364,7 +364,7 @@ def _load_labelled(
             f"{data}: has no dev split, and the rows that seed {seed} holds out of train are not known to be new "
             f"to {run} and its teacher"
             for run in runs
-            if not held_out_alike(task, read_hold_out(run))
+            if not held_out_alike(task, hold_out if run == runs[0] else read_hold_out(run))
         ]
     task.dataset(wanted)
     return task, wanted, doubts

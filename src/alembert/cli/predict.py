@@ -160,9 +160,11 @@ def _file_rows(
 def _pairs(rows: Iterator[tuple[int, Any]], path: Path) -> Iterator[tuple[int, Any]]:
     for row, text in rows:
         if isinstance(text, str):
+            remedy = "name it with --text-pair-column"
+            if path.suffix.lower() == ".txt":
+                remedy = "give the pairs as a table: TSV, CSV, JSON Lines or Parquet"
             raise InputError(
-                f"{path}: this model was trained on pairs of texts, and no column of second texts was found; name it "
-                "with --text-pair-column"
+                f"{path}: this model was trained on pairs of texts, and no column of second texts was found; {remedy}"
             )
         yield row, text
 
@@ -222,12 +224,16 @@ def _write(
     except InputError as error:
         if not file.rows:
             raise
-        past = "" if skips else ", or go on past bad rows with --on-error skip"
+        past = ", or go on past bad rows with --on-error skip" if isinstance(error, _BadRowError) else ""
         raise InputError(
             f"{error} The {file.rows} predictions before are kept: mend what is wrong and run the same command "
             f"again{past}."
         ) from error
     file.finish()
+
+
+class _BadRowError(InputError):
+    """A row that could be skipped."""
 
 
 def _windows(
@@ -242,7 +248,7 @@ def _windows(
     for window in windows((text for _, text in rows), classifier.window):
         bad = next((text for text in window if isinstance(text, InputError)), None)
         if bad is not None and not skips:
-            raise bad
+            raise _BadRowError(str(bad))
         good = [text for text in window if not isinstance(text, InputError)]
         predictions = classifier.stream(good, start=start)
         records: list[dict[str, Any]] = []

@@ -45,13 +45,22 @@ def write_json(path: str | Path, value: Any) -> None:
 def remove(folder: str | Path) -> None:
     """Removes a folder, if it is there; interrupted, what is left of it goes by another, hidden name.
 
-    What cannot be removed stays under that name: nothing is to fail for want of tidiness.
+    What an earlier call has left is removed too. What cannot be removed stays: nothing is to fail for want of tidiness.
     """
     folder = Path(folder)
-    if folder.exists():
-        hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    for leftover in folder.parent.glob(f".{folder.name}.*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+    if not folder.exists():
+        return
+    hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
         folder.replace(hidden / folder.name)
-        shutil.rmtree(hidden, ignore_errors=True)
+    except OSError:  # a mount point, or on Windows a file that is open
+        hidden.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def read_json(path: str | Path) -> Any:

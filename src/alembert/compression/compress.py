@@ -71,7 +71,7 @@ from alembert.training.settings import TrainingSettings
 
 Progress = Callable[[str, int, int], None]
 CLOCK = "clock.json"
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 _DEFAULT_MAX_LENGTH = 128
 _SUFFIX = "-int8"
 logger = logging.getLogger("alembert")
@@ -203,8 +203,9 @@ class _Work:
             finished: dict[str, Any] = read_json(self.folder / SUMMARY)
             if not finished["met"] or (self.folder / BEST).exists():
                 return finished
-            for result in ("certificates", "benchmarked"):
+            for result in ("finished", "certificates", "benchmarked"):
                 self.state.pop(result, None)
+            self._save()
         self.trainings.run(self._plan(clock), clock)
         exports = self._export()
         certificates = self._certify(exports)

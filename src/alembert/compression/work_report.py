@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from alembert.benchmarks.comparison_engines import short_names
 from alembert.benchmarks.report_data import collect_report
 from alembert.benchmarks.report_runs import training_curves
 from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
@@ -74,11 +75,9 @@ def write_work_report(
         part["run"]["training"] = part["run"]["training"] or training_curves(runs[name])
     if summary["best"] is not None:
         # A model that is not sure to keep to the budget is no better offer; the sentence above speaks of it.
-        unsure = {
-            exports[row["name"]].name
-            for row in summary["candidates"]
-            if row["name"] in exports and not row["kept"]
-        }
+        names = short_names([str(teacher), *map(str, exports.values())])[1:]
+        kept = {row["name"] for row in summary["candidates"] if row["kept"]}
+        unsure = {short for short, name in zip(names, exports, strict=True) if name not in kept}
         better = collected["verdict"]["beaten_by"]
         collected["verdict"]["beaten_by"] = [row for row in better if row["name"] not in unsure]
     write_report(collected, folder)

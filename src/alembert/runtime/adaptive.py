@@ -164,8 +164,8 @@ class AdaptiveClassifier:
         """Loads an exported folder, a run directory, a folder in Hugging Face layout or a hub id.
 
         An exported folder (it has a manifest.json) needs neither torch nor transformers. A calibrated speed
-        (calibration.json, as `alembert calibrate` leaves it) is the default, with the policy and exits that it holds
-        for.
+        (calibration.json, as `alembert calibrate` leaves it) is the default, with the policy, exits, length
+        and precision that it holds for.
 
         Args:
             source: folder or hub id.

@@ -15,9 +15,12 @@ from alembert.common.files import read_json, write_json
 from alembert.runtime.policies import check_speed
 
 CALIBRATION_FILE = "calibration.json"
-FORMAT = 1
+FORMAT = 2
 
-_MODEL_FILES = ("config.json", "manifest.json", "tokenizer.json", "*.safetensors", "*.onnx")
+_MODEL_FILES = (
+    *("config.json", "manifest.json", "*.safetensors", "*.onnx"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+)
 _SAMPLES = 16
 _SAMPLE_BYTES = 1 << 16
 _TENSOR_BYTES = 1 << 10
@@ -117,9 +120,9 @@ class CalibratedSpeed:
 def with_calibrated_defaults(source: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `AdaptiveClassifier.from_pretrained`, completed by the calibration beside the model.
 
-    A calibrated speed holds for its policy, exits and length alone, so they come together or not at all. They are
-    left out where a speed is given, or an option that contradicts them, and where the model's files have changed
-    since, with a warning.
+    A calibrated speed holds for its policy, exits, length and precision alone, so they come together or not at all.
+    They are left out where a speed is given, or an option that contradicts them, and where the model's files have
+    changed since, with a warning.
 
     Args:
         source: folder or hub id of the model.
@@ -187,10 +190,7 @@ def _tensor_starts(file: BinaryIO, size: int) -> list[int]:
         return []
     try:
         header = json.loads(file.read(length))
-        return sorted(
-            8 + length + tensor["data_offsets"][0]
-            for name, tensor in header.items()
-            if name != "__metadata__"
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
+        first = [tensor["data_offsets"][0] for name, tensor in header.items() if name != "__metadata__"]
+        return sorted(8 + length + int(start) for start in first if 0 <= int(start) < size)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
         return []

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -44,8 +44,8 @@ Progress = Callable[[str, int, int], None]
 MERGED_FILE = "merged.onnx"
 LARGEST_GRAPH = 2_000_000_000
 """Bytes of weights in a file: ONNX stands on protocol buffers, which end at 2 GiB."""
-_TEMPORARY = ".alembert-export."
-"""Before the names of folders that are there while a model is exported."""
+_EXPORTING, _REPLACING = ".alembert-export.", ".alembert-replacing."
+"""Before the names of folders that are there while a model is exported: beside a new folder, in one that was there."""
 _LIBRARIES = ("alembert", "torch", "transformers", "onnx", "onnxruntime")
 
 
@@ -342,7 +342,10 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
         raise InputError(f"{output}: {there} is a file: name a folder for the exported model")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{output}: nothing can be written to {there}: choose another folder")
-    if there != folder or not _content(folder):
+    if there != folder:
+        return folder
+    _tidy(folder)
+    if not _content(folder):
         return folder
     if not (folder / MANIFEST_FILE).is_file():
         # Nothing but an export is ever replaced: a slip in the path must not cost a run or a home folder.
@@ -357,7 +360,8 @@ def _folder(output: Path) -> Iterator[Path]:
     there = output.is_dir()
     if not there:
         output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output if there else output.parent, prefix=_TEMPORARY))
+    where = (output, _REPLACING) if there else (output.parent, _EXPORTING)
+    temporary = Path(tempfile.mkdtemp(dir=where[0], prefix=where[1]))
     folder = temporary / output.name
     folder.mkdir()
     try:
@@ -372,28 +376,44 @@ def _folder(output: Path) -> Iterator[Path]:
 
 def _replace_content(output: Path, folder: Path) -> None:
     """Moves what lies in `folder` to `output`, in place of its content, which comes back when that fails."""
-    before = Path(tempfile.mkdtemp(dir=output, prefix=_TEMPORARY))
+    before = Path(tempfile.mkdtemp(dir=output, prefix=_REPLACING))
 
-    def named_last(path: Path) -> bool:
+    def is_manifest(path: Path) -> bool:
         return path.name == MANIFEST_FILE
 
     # Without its manifest a folder is no export: nobody reads it while it is neither the old nor the new one.
-    moves = [(path, before / path.name) for path in sorted(_content(output), key=named_last, reverse=True)]
-    moves += [(path, output / path.name) for path in sorted(folder.iterdir(), key=named_last)]
+    moves = [(path, before / path.name) for path in sorted(_content(output), key=is_manifest, reverse=True)]
+    moves += [(path, output / path.name) for path in sorted(folder.iterdir(), key=is_manifest)]
     try:
         for path, target in moves:
             path.rename(target)
     except BaseException:
         for path, target in reversed(moves):
             if target.exists() and not path.exists():
-                target.rename(path)
-        before.rmdir()
+                with suppress(OSError):
+                    target.rename(path)
+        with suppress(OSError):  # what could not be put back stays there
+            before.rmdir()
         raise
     shutil.rmtree(before, ignore_errors=True)
 
 
 def _content(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if not path.name.startswith(_TEMPORARY)]
+    """What lies there, but for folders of an export at work and for what a file system keeps at its root."""
+    return [
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(_REPLACING) and path.name != "lost+found"
+    ]
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what a killed export has left there; a model that it had begun to replace is put back."""
+    for leftover in folder.glob(f"{_REPLACING}*"):
+        if (leftover / MANIFEST_FILE).is_file() and not (folder / MANIFEST_FILE).exists():
+            for path in leftover.iterdir():
+                path.replace(folder / path.name)
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _card(manifest: Manifest, name: str) -> str:
