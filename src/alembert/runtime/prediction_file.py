@@ -201,10 +201,11 @@ def model_fingerprint(source: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         return {"model": str(source)}
     names = sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
-    return {
-        "model": model_files_fingerprint(folder),
-        "tokenizer": {path.name: file_sha256(path) for path in names},
+    tokenizer = {path.name: file_sha256(path) for path in names}
+    model = {
+        name: digest for name, digest in model_files_fingerprint(folder).items() if name not in tokenizer
     }
+    return {"model": model, "tokenizer": tokenizer}
 
 
 def _difference(before: Any, now: Any) -> str:
