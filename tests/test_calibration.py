@@ -676,7 +676,10 @@ def test_texts_without_labels_count_where_every_class_must_keep_to_the_budget() 
     for budget in (RiskBudget(most=0.05), RiskBudget(most=0.05, per_class=True)):
         assert rows_to_certify(classifier, task, "dev", budget, [1.0], answers=answers) is None
     budget = RiskBudget(most=0.7, per_class=True)
-    assert rows_to_certify(classifier, task, "dev", budget, [1.0], answers=answers) is not None
+    kind = LossKind.WRONG_DIFFERENCE
+    of_all, of_a_class = (rows_needed(kind, share, share, 0.7, LEVEL) for share in (1 - labelled / rows, 0.0))
+    assert of_all is not None and of_a_class is not None and of_all > of_a_class * rows / labelled
+    assert rows_to_certify(classifier, task, "dev", budget, [1.0], answers=answers) == of_all
 
 
 @pytest.fixture

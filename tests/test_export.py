@@ -25,7 +25,8 @@ from alembert.benchmarks.pruning import PartTimes, prune_exits, segment_macs, ti
 from alembert.cli.app import run
 from alembert.common.errors import InputError
 from alembert.models.loading import load_classifier, load_encoder
-from alembert.runtime.export import _folder, check_output, export_classifier
+from alembert.runtime.export import export_classifier
+from alembert.runtime.export_folder import check_output, written_whole
 from alembert.runtime.graph_optimisation import drop_unused, fix_reshapes
 from alembert.runtime.manifest import HoldOut, Manifest, is_exported
 from alembert.runtime.merged_graph import write_merged_graph
@@ -611,7 +612,7 @@ class TestCommand:
 
 class TestOutput:
     def write(self, output: Path, content: str) -> None:
-        with _folder(check_output(output, overwrite=True)) as folder:
+        with written_whole(check_output(output, overwrite=True)) as folder:
             for name in ("manifest.json", "README.md", content):
                 (folder / name).write_text(content, encoding="utf-8")
 
@@ -683,6 +684,28 @@ class TestOutput:
             assert (output / name).read_text(encoding="utf-8") == "old"
         self.write(output, "newer")
         assert self.names(output) == ["README.md", "manifest.json", "newer"]
+
+    def test_nothing_is_lost_where_the_old_export_cannot_be_put_back_at_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        output = tmp_path / "out"
+        self.write(output, "old")
+        rename, done = Path.rename, []
+
+        def failing(path: Path, target: Path) -> Path:
+            done.append(target)
+            if len(done) in (4, 6):  # the first new file, and the second one of the way back
+                raise OSError
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", failing)
+            with pytest.raises(OSError):
+                self.write(output, "new")
+        assert not (output / "manifest.json").exists()
+        check_output(output, overwrite=True)
+        assert self.names(output) == ["README.md", "manifest.json", "old"]
+        assert {path.read_text(encoding="utf-8") for path in output.iterdir()} == {"old"}
 
     def test_where_nothing_can_be_written_is_told_before_the_model_is_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -32,8 +32,8 @@ from alembert.data.validation import check_same_labels, rows_not_in_train
 from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.runtime.calibration_file import CALIBRATION_FILE, model_files_fingerprint, write_calibration
 from alembert.runtime.policies import MULTI_LABEL, REGRESSION, check_speed
+from alembert.runtime.torch_backend import DTYPES
 
-_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
@@ -127,9 +127,10 @@ def calibrate(
     elif not tested_speeds:
         raise InputError("no speeds to test: give at least one above 0")
     computes_in = getattr(classifier.backend, "dtype", None)
-    if computes_in is not None and computes_in not in _DTYPES:
+    dtype = next((name for name, kind in DTYPES.items() if str(kind) == f"torch.{computes_in}"), None)
+    if computes_in is not None and dtype is None:
         raise InputError(
-            f"{model_name} computes in {computes_in}, which it is never loaded in: take fp32 or bf16"
+            f"{model_name} computes in {computes_in}, which it is never loaded in: take {' or '.join(DTYPES)}"
         )
     chosen = classifier.policy(policy, top_k, renormalise)
     given, where = task.dataset(split), f"{data_name}, {split}"
@@ -203,7 +204,7 @@ def calibrate(
         "tolerance": chosen.tolerance if task.problem_type == REGRESSION else None,
         "exits": list(classifier.exit_layers[:-1]),
         "max_length": classifier.max_length,
-        "dtype": None if computes_in is None else _DTYPES[computes_in],
+        "dtype": dtype,
         "risk": budget.risk,
         "max_drop": budget.most,
         "confidence": budget.confidence,

@@ -72,8 +72,8 @@ def calibrate(
     batch_tokens: o.BatchTokensOption = None,
     max_length: o.MaxLengthOption = None,
     precision: Annotated[
-        str | None,
-        typer.Option(help="fp32 or bf16, of a model of torch; a speed holds for what it was found in."),
+        o.Precision | None,
+        typer.Option(help="Numbers that a run computes in; a speed holds for those it was found in."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the rows drawn.")] = 0,
     json_output: o.JsonOption = False,

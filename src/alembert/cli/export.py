@@ -97,7 +97,8 @@ def export(
     from alembert.benchmarks.export_quality import export_quality
     from alembert.benchmarks.pruning import segment_macs
     from alembert.cli.evaluate import ProgressBars
-    from alembert.runtime.export import check_output, export_classifier
+    from alembert.runtime.export import export_classifier
+    from alembert.runtime.export_folder import check_output
 
     check_output(output, overwrite)
     pruning: dict[str, Any] | None = None

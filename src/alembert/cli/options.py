@@ -170,6 +170,13 @@ BatchTokensOption = Annotated[
 ]
 
 
+class Precision(StrEnum):
+    """Of a model of torch."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Resume(StrEnum):
     """What to do with an earlier run in the same folder."""
 

@@ -16,13 +16,6 @@ from alembert.cli import options as o
 from alembert.common.errors import InputError
 
 
-class Precision(StrEnum):
-    """Of a model of torch."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
 class OnError(StrEnum):
     """What to do at a row that cannot be read."""
 
@@ -61,7 +54,7 @@ def predict(
         str | None, typer.Option(help="cpu or cuda, of a run; CUDA where there is one, unless given.")
     ] = None,
     precision: Annotated[
-        Precision | None,
+        o.Precision | None,
         typer.Option(help="Numbers that a run computes in; an exported model's were chosen at export."),
     ] = None,
     on_error: Annotated[

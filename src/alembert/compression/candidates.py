@@ -69,6 +69,27 @@ def fewest_rows(task: Task, budget: RiskBudget) -> int:
     return smallest_set(budget.loss_kind(task.problem_type), budget.most, budget.level)
 
 
+def reference_logits(teacher: Path, task: Task, max_length: int, progress: Progress) -> NDArray[Any]:
+    """The teacher's logits (rows, labels) for dev, reading as much of a text as it always does.
+
+    Warns where candidates, which read `max_length` tokens, do not read as much.
+    """
+    classifier = AdaptiveClassifier.from_pretrained(str(teacher), speed=0.0)
+    answers = collect_answers(
+        classifier,
+        task_texts(task, "dev"),
+        lambda done, total: progress("running the reference", done, total),
+    )
+    cut = int((answers.lengths > max_length).sum())
+    if cut:
+        logger.warning(
+            "%d of %d rows of dev are longer than the %d tokens that the candidates read of a text: what that "
+            "loses counts against them. --max-length says otherwise, up to %d.",
+            cut, len(answers.lengths), max_length, classifier.max_length,
+        )  # fmt: skip
+    return answers.logits[:, -1]
+
+
 @dataclass(frozen=True)
 class Certificate:
     """How a model stands to the budget.

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alembert.benchmarks.comparison import benchmark
 from alembert.benchmarks.comparison_engines import short_names
 from alembert.benchmarks.comparison_settings import BenchmarkSettings
-from alembert.benchmarks.evaluation import task_texts
-from alembert.benchmarks.replayed_exits import collect_answers
 from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
 from alembert.benchmarks.timing import machine_description
 from alembert.common.errors import InputError
@@ -29,6 +26,7 @@ from alembert.compression.candidates import (
     certify,
     dominated,
     export_once,
+    reference_logits,
     split_confidence,
     timed_speeds,
     without_learned_rows,
@@ -64,7 +62,6 @@ from alembert.models.loading import (
     weights_fingerprint,
 )
 from alembert.models.multi_exit import MultiExitModel
-from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.runtime.calibration_file import model_files_fingerprint
 from alembert.training.processes import process_state
 from alembert.training.settings import TrainingSettings
@@ -299,7 +296,7 @@ class _Work:
         confidence = split_confidence(self.risk.confidence, len(exports))
         budget = replace(self.risk, confidence=confidence)
         folder = self.trainings.folder_of(TEACHER)
-        reference = self._reference(folder)
+        reference = reference_logits(folder, self.task, self.max_length, self.progress)
         labels = np.asarray(self.task.dataset("dev")["labels"])
         score = compute_metrics(self.task.problem_type, self.task.metrics, reference, labels)
         check_teacher_score(self.task, score[self.task.main_metric], "dev")
@@ -318,23 +315,6 @@ class _Work:
         self.state["certificates"] = {name: it.as_json() for name, it in certificates.items()}
         self._save()
         return certificates
-
-    def _reference(self, folder: Path) -> NDArray[Any]:
-        """The teacher's logits (rows, labels) for dev, reading as much of a text as it always does."""
-        teacher = AdaptiveClassifier.from_pretrained(str(folder), speed=0.0)
-        answers = collect_answers(
-            teacher,
-            task_texts(self.task, "dev"),
-            lambda done, total: self.progress("running the reference", done, total),
-        )
-        cut = int((answers.lengths > self.max_length).sum())
-        if cut:
-            logger.warning(
-                "%d of %d rows of dev are longer than the %d tokens that the candidates read of a text: what that "
-                "loses counts against them. --max-length says otherwise, up to %d.",
-                cut, len(answers.lengths), self.max_length, teacher.max_length,
-            )  # fmt: skip
-        return np.asarray(answers.logits[:, -1])
 
     def _benchmark(
         self, exports: dict[str, Path], certificates: dict[str, Certificate]

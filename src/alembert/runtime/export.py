@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +23,10 @@ from alembert.models.loading import (
     weights_fingerprint,
 )
 from alembert.models.multi_exit import MultiExitModel
+from alembert.runtime.export_folder import check_output, written_whole
 from alembert.runtime.hold_out import read_hold_out
 from alembert.runtime.manifest import (
     HIDDEN_STATES,
-    MANIFEST_FILE,
     NEXT_HIDDEN_STATES,
     PRECISIONS,
     TOKENIZER_FILE,
@@ -44,8 +41,6 @@ Progress = Callable[[str, int, int], None]
 MERGED_FILE = "merged.onnx"
 LARGEST_GRAPH = 2_000_000_000
 """Bytes of weights in a file: ONNX stands on protocol buffers, which end at 2 GiB."""
-_EXPORTING, _REPLACING = ".alembert-export.", ".alembert-replacing."
-"""Before the names of folders that are there while a model is exported: beside a new folder, in one that was there."""
 _LIBRARIES = ("alembert", "torch", "transformers", "onnx", "onnxruntime")
 
 
@@ -111,7 +106,7 @@ def export_classifier(
         from alembert.runtime.merged_graph import merged_policy
 
         merged_policy(getattr(model.config, "policy", None), getattr(model.config, "top_k", None), *size)
-    with _folder(output) as folder:
+    with written_whole(output) as folder:
         pairs = bool(run_configuration(source).get("task", {}).get("is_pair"))
         segments = _write_segments(model, tokenizer, folder, chosen, precision, reduce_range, pairs, progress)
         _write_tokenizer(tokenizer, folder, source)
@@ -326,94 +321,6 @@ def _check_installed() -> None:
             f"exporting needs {error.name}: install it with pip install 'alembert[onnx]'"
         ) from error
     del onnx
-
-
-def check_output(output: str | Path, overwrite: bool) -> Path:
-    """The folder to export to, as an absolute path.
-
-    Raises:
-        InputError: it is a file, holds something else than an exported model, or holds one and `overwrite` is not set;
-            nothing can be written there.
-    """
-    folder = Path(output).resolve()
-    # Unlike Path.exists it does not raise where a folder above cannot be searched.
-    there = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
-    if not there.is_dir():
-        raise InputError(f"{output}: {there} is a file: name a folder for the exported model")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{output}: nothing can be written to {there}: choose another folder")
-    if there != folder:
-        return folder
-    _tidy(folder)
-    if not _content(folder):
-        return folder
-    if not (folder / MANIFEST_FILE).is_file():
-        # Nothing but an export is ever replaced: a slip in the path must not cost a run or a home folder.
-        raise InputError(f"{output}: holds files and no exported model: choose another folder")
-    if not overwrite:
-        raise InputError(f"{output}: holds an exported model already: choose another folder or overwrite it")
-    return folder
-
-
-@contextmanager
-def _folder(output: Path) -> Iterator[Path]:
-    there = output.is_dir()
-    if not there:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    where = (output, _REPLACING) if there else (output.parent, _EXPORTING)
-    temporary = Path(tempfile.mkdtemp(dir=where[0], prefix=where[1]))
-    folder = temporary / output.name
-    folder.mkdir()
-    try:
-        yield folder
-        if there:
-            _replace_content(output, folder)
-        else:
-            folder.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace_content(output: Path, folder: Path) -> None:
-    """Moves what lies in `folder` to `output`, in place of its content, which comes back when that fails."""
-    before = Path(tempfile.mkdtemp(dir=output, prefix=_REPLACING))
-
-    def is_manifest(path: Path) -> bool:
-        return path.name == MANIFEST_FILE
-
-    # Without its manifest a folder is no export: nobody reads it while it is neither the old nor the new one.
-    moves = [(path, before / path.name) for path in sorted(_content(output), key=is_manifest, reverse=True)]
-    moves += [(path, output / path.name) for path in sorted(folder.iterdir(), key=is_manifest)]
-    try:
-        for path, target in moves:
-            path.rename(target)
-    except BaseException:
-        for path, target in reversed(moves):
-            if target.exists() and not path.exists():
-                with suppress(OSError):
-                    target.rename(path)
-        with suppress(OSError):  # what could not be put back stays there
-            before.rmdir()
-        raise
-    shutil.rmtree(before, ignore_errors=True)
-
-
-def _content(folder: Path) -> list[Path]:
-    """What lies there, but for folders of an export at work and for what a file system keeps at its root."""
-    return [
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(_REPLACING) and path.name != "lost+found"
-    ]
-
-
-def _tidy(folder: Path) -> None:
-    """Removes what a killed export has left there; a model that it had begun to replace is put back."""
-    for leftover in folder.glob(f"{_REPLACING}*"):
-        if (leftover / MANIFEST_FILE).is_file() and not (folder / MANIFEST_FILE).exists():
-            for path in leftover.iterdir():
-                path.replace(folder / path.name)
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _card(manifest: Manifest, name: str) -> str:
