@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import datasets
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from alembert.data.metrics import (
     check_metrics,
     predictions_of,
 )
+from alembert.data.resampling import draws_of_rows, scores_of_draws
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -115,6 +118,40 @@ def test_other_intervals_hold_the_score(problem: str, metric: str) -> None:
     low, high = bootstrap_interval(problem, metric, logits, labels, resamples=200, seed=1)
     assert low < score < high
     assert (low, high) == bootstrap_interval(problem, metric, logits, labels, resamples=200, seed=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(2, 30),
+    metric=st.sampled_from(["f1_micro", "f1_macro", "pearson", "spearman", "mean_squared_error"]),
+)
+def test_scores_of_draws_agree_with_scores_of_drawn_rows(seed: int, rows: int, metric: str) -> None:
+    random = np.random.default_rng(seed)
+    if metric.startswith("f1"):
+        labels, predictions = random.random((2, rows, 3)) < random.choice([0.05, 0.5])
+        problem, logits = MULTI, predictions - 0.5
+    else:
+        # Few values, so that many are equal, and some resamples hold one alone.
+        labels, predictions = random.integers(-2, 3, size=(2, rows)) / 3 + 7
+        problem, logits = REGRESSION, predictions[:, None]
+    counts = np.concatenate(list(draws_of_rows(rows, 20, seed)))
+    assert counts.shape == (20, rows) and (counts.sum(axis=1) == rows).all()
+    again = np.random.default_rng(seed)
+    drawn = [again.integers(rows, size=rows) for _ in range(20)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's, of labels that do not occur
+        expected = [compute_metrics(problem, [metric], logits[draw], labels[draw])[metric] for draw in drawn]
+    found = scores_of_draws(metric, predictions, labels, counts)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_draws_are_made_in_parts_where_rows_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.concatenate(list(draws_of_rows(10, 7, 1)))
+    monkeypatch.setattr("alembert.data.resampling._MOST_COUNTS", 25)
+    parts = list(draws_of_rows(10, 7, 1))
+    assert [len(part) for part in parts] == [2, 2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 @given(

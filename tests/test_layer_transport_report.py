@@ -203,7 +203,7 @@ def test_without_matplotlib_the_run_succeeds_with_a_warning(
     monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
     output = tmp_path / "run"
     assert distil("bert-emd", teacher, task_folder, output) == 0
-    assert 'pip install "alembert[report]"' in caplog.text
+    assert "pip install -e '.[report]'" in caplog.text
     assert (output / "layer_transport.json").is_file()
     assert not list(output.glob("*.png"))
 

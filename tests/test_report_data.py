@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix
 
 import alembert
@@ -35,6 +36,8 @@ from alembert.benchmarks.report_verdict import verdict
 from alembert.benchmarks.risk_budget import RiskBudget
 from alembert.common.errors import InputError
 from alembert.data.metrics import expected_calibration_error
+from alembert.reports.layer_transport import layer_transport_history
+from alembert.reports.page import wording
 from alembert.runtime.calibration_file import model_files_fingerprint
 from alembert.runtime.policies import ExitPolicy
 
@@ -248,7 +251,8 @@ def offering_model(
     policy = {"name": "entropy"}
     exits = None if speed is None else {"default_speed": speed, "default_from": origin, "policy": policy}
     return {
-        "exported": False, "name": name, "source": f"runs/{name}", "exits": exits, "calibration": calibration,
+        "exported": False, "name": name, "source": f"runs/{name}", "precision": "fp32", "exits": exits,
+        "calibration": calibration,
         "metric": 0.9, "metric_interval": [0.9, 0.9],
     }  # fmt: skip
 
@@ -335,6 +339,57 @@ def test_a_guarantee_holds_at_any_certified_speed_and_says_whether_it_is_against
     assert (chosen["guarantee"], chosen["against_baseline"]) == (promise, True)
 
 
+def test_a_choice_among_certified_models_is_as_sure_as_all_of_them_together() -> None:
+    rows = [offered_row("base", 0.9, 10)]
+    models = [offering_model("base")]
+    for number in range(3):
+        rows.append(offered_row(f"sure{number}", 0.89, 20 + number, 0.3))
+        promised = certificate(created=f"day {number}")
+        models.append(offering_model(f"sure{number}", 0.3, "calibrated", promised))
+    chosen = verdict(models, rows)
+    assert chosen["model"] == "sure2"
+    assert chosen["guarantee"] == certificate(created="day 2") | {"confidence": 0.85, "among": 3}
+    # Chosen elsewhere, it is one.
+    assert verdict(models, rows, lead="runs/sure1")["guarantee"] == certificate(created="day 1")
+    # A model and its export share one promise, which fails for both or for none.
+    for model in models[1:]:
+        model["calibration"] = certificate(created="once")
+    assert verdict(models, rows)["guarantee"] == certificate(created="once")
+    many = [
+        offering_model(f"sure{number % 3}", 0.3, "calibrated", certificate(created=number))
+        for number in range(30)
+    ]
+    assert verdict([models[0], *many], rows)["guarantee"]["confidence"] == 0.0
+
+
+def test_a_promise_about_a_scale_says_nothing_of_the_metric() -> None:
+    rows = [
+        offered_row("base", 0.9, 10),
+        offered_row("far", 0.81, 40, 0.3),
+        offered_row("near", 0.9, 20, 0.3),
+    ]
+    far, near = certificate(max_drop=0.1, scale=5.0), certificate(max_drop=0.1, scale=5.0, created="later")
+    models = [
+        offering_model("base"),
+        offering_model("far", 0.3, "calibrated", far),
+        offering_model("near", 0.3, "calibrated", near),
+    ]
+    assert verdict(models, rows)["model"] == "near"
+
+
+def test_rows_of_another_precision_are_not_a_models_own() -> None:
+    sure = certificate()
+    models = [offering_model("base"), offering_model("sure", 0.3, "calibrated", sure)]
+    rows = [
+        offered_row("base", 0.9, 10),
+        offered_row("sure", 0.9, 80, 0.3) | {"precision": "bf16"},
+        offered_row("sure", 0.9, 40, 0.3),
+    ]
+    assert verdict(models, rows)["ratio"] == 4.0
+    models[1]["precision"] = "bf16"
+    assert verdict(models, rows)["ratio"] == 8.0
+
+
 def test_a_speed_that_was_not_tested_is_not_certified() -> None:
     models = [offering_model("base"), offering_model("other", 0.3, "calibrated", certificate(0.5))]
     rows = [offered_row("base", 0.9, 10), offered_row("other", 0.9, 40, 0.3)]
@@ -402,6 +457,81 @@ def test_a_benchmark_of_other_rows_or_weights_is_refused(
     (changed / "config.json").write_text(json.dumps(config | {"classifier_dropout": 0.1}))
     with pytest.raises(InputError, match="has changed since"):
         collect_report([teacher, changed], task, "test", benchmark=given)
+
+
+def test_a_benchmark_with_other_exits_than_the_models_have_is_refused(
+    report: dict[str, Any], teacher: Path, fast: Path, calibrated: Path, task: alembert.Task
+) -> None:
+    settings = report["benchmark"]["settings"]
+    given = {"results": report["candidates"], "task": report["task"], "split": "test", "rows": 32}
+    given |= {"machine": report["machine"], "timing": report["benchmark"]["timing"]}
+    for changes, message in (
+        ({"exits": [1, 3]}, r"ran fast with exits \[1, 3\], the report shows it with \[1, 2, 3\]"),
+        ({"policy": "margin"}, "with policy margin"),
+        ({"top_k": 2}, "with top_k 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            collect_report([teacher, fast], task, "test", benchmark=given | {"settings": settings | changes})
+    same = settings | {"exits": [3, 1, 2]}
+    collect_report([teacher, fast], task, "test", benchmark=given | {"settings": same}, examples=0)
+
+
+def test_a_calibration_of_another_length_is_not_told(
+    report: dict[str, Any], teacher: Path, task: alembert.Task, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(teacher, tmp_path / "student")
+    classifier, reference = (
+        alembert.AdaptiveClassifier.from_pretrained(path, speed=0.0) for path in (folder, teacher)
+    )
+    names = {"model_name": "student", "data_name": "topics", "reference_name": "teacher"}
+    names |= {"reference_files": model_files_fingerprint(teacher)}
+    budget = RiskBudget(most=0.2, confidence=0.8)
+    store(calibrate(classifier, task, "dev", budget, reference=reference, **names), folder)
+    settings = replace(QUICK, max_length=6)
+    short = collect_report([teacher, folder], task, "test", settings=settings, examples=0)
+    assert short["models"][1]["max_length"] == 6 and short["models"][1]["calibration"] is None
+    assert short["verdict"]["guarantee"] is None
+
+
+def test_some_of_the_rows_that_a_model_was_calibrated_on_are_known(
+    teacher: Path, calibrated: Path, task: alembert.Task
+) -> None:
+    some = replace(task, splits=task.splits | {"dev": task.dataset("dev").select(range(20))})
+    kept: list[dict[str, Any]] = []
+    report = collect_report(
+        [teacher, calibrated],
+        some,
+        "dev",
+        settings=QUICK,
+        examples=0,
+        drawn_from=task,
+        doubts=["dev is old"],
+        measured=kept.append,
+    )
+    assert report["models"][1]["calibration"]["same_rows"] is True
+    assert (report["task"]["rows"], report["task"]["drawn_from"]) == (20, 32)
+    (sentence,) = (text for text in wording.verdict_sentences(report) if "reaches" in text)
+    assert "on 20 of the 32 texts" in sentence
+    assert wording.verdict_sentences(report)[-1] == "Mind: dev is old: scores on them may flatter it."
+    # What was measured can be given to the next report.
+    again = collect_report(
+        [teacher, calibrated], some, "dev", benchmark=json.loads(json.dumps(kept[0])), examples=0
+    )
+    assert again["candidates"] == report["candidates"]
+
+
+def test_answers_that_are_no_numbers_are_told_before_anything_is_timed(
+    teacher: Path, fast: Path, task: alembert.Task, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(fast, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    (head,) = (
+        name for name in weights if name.startswith("exit_heads.2.") and name.endswith("classifier.bias")
+    )
+    weights[head][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="text 1 of test with NaN or infinity after layer 2"):
+        collect_report([teacher, broken], task, "test", settings=QUICK)
 
 
 def test_rows_of_another_engine_policy_or_model_are_not_taken_for_a_models_own() -> None:
@@ -542,6 +672,15 @@ def test_runs_leave_their_training_and_provenance(fast: Path, tmp_path: Path) ->
     (tmp_path / "trainer_state.json").write_text('{"stage": {"log_history": 3}}')
     with pytest.raises(InputError, match="no training log"):
         training_curves(tmp_path)
+    # That of transformers, beside a checkpoint of its Trainer.
+    own = {"global_step": 20, "log_history": [{"step": 10, "loss": 0.5}, {"step": 20, "loss": float("nan")}]}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(own))
+    (only,) = training_curves(tmp_path)
+    assert (only["name"], only["steps"], only["score"]) == ("training", 20, None)
+    assert only["terms"] == {"loss": {"steps": [10, 20], "values": [0.5, None]}}
+    assert layer_transport_history(tmp_path) == {}
+    (tmp_path / "metrics.json").write_text('{"dev": {"loss": NaN}}')
+    assert run_record(str(tmp_path))["recorded_metrics"] == {"dev": {"loss": None}}
     (tmp_path / "steps" / "1-tinybert").mkdir(parents=True)
     (tmp_path / "trainer_state.json").write_text(json.dumps(log))
     (tmp_path / "steps" / "1-tinybert" / "trainer_state.json").write_text(json.dumps(log))

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -308,6 +308,49 @@ def test_a_graphics_card_is_named_where_time_was_its() -> None:
     text = " ".join(Page(render_page(report)).text.split())
     assert "included, on NVIDIA H100; the ratio" in text
     assert "rounds on NVIDIA H100." in markdown(report, {})
+
+
+def contrast(*colours: Sequence[float]) -> float:
+    """That of two colours, as the Web Content Accessibility Guidelines define it."""
+
+    def luminance(colour: Sequence[float]) -> float:
+        shares = (part / 255 for part in colour)
+        linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted(map(luminance, colours))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_stand_out_in_both_themes(html: str) -> None:
+    blocks = re.findall(r":root[^{]*\{([^}]*--bg:[^}]*)\}", html)
+    light, dark, chosen_dark = (
+        {name: bytes.fromhex(colour) for name, colour in re.findall(r"--([\w-]+): #(\w{6});", block)}
+        for block in blocks
+    )
+    assert dark == chosen_dark and dark.keys() == light.keys()
+    texts = {
+        **dict.fromkeys(("ink", "muted", "right", "wrong"), ("bg", "surface", "soft", "accent-soft")),
+        "accent": ("bg", "surface"),
+        "good": ("bg", "surface", "good-soft"),
+        "open": ("bg", "surface", "open-soft"),
+    }
+    marks = [*(f"c{index}" for index in range(7)), *(f"r{index}" for index in range(6))]
+    for theme in (light, dark):
+        for name, grounds in texts.items():
+            for ground in grounds:
+                assert contrast(theme[name], theme[ground]) >= 4.5, (name, ground)
+        for name in (*marks, "full", "right", "wrong"):
+            assert contrast(theme[name], theme["bg"]) >= 3, name
+        # The ramp has an order, and keeps it without hues.
+        shades = [contrast(theme[f"r{index}"], bytes(3)) for index in range(6)]
+        assert shades == sorted(shades, reverse=True)
+
+
+def test_examples_tell_right_from_wrong_without_colours(html: str) -> None:
+    outcomes = re.findall(r'<p class="outcome">.*?</p>', html, re.DOTALL)
+    answers = [re.findall(r'<b class="(\w+)">(.) good</b>', outcome) for outcome in outcomes]
+    assert answers == [[("wrong", "✗"), ("right", "✓")], [("right", "✓")]]
 
 
 def test_regression_says_what_counts_as_wrong() -> None:
@@ -640,6 +683,94 @@ def test_charts_of_speeds_and_training_answer_to_keys(browser: Any, page_file: P
     assert visit.complaints == []
 
 
+def test_charts_are_spoken(browser: Any, page_file: Path) -> None:
+    visit = Visit(browser, page_file, reduced_motion="reduce")
+    charts = visit.page.locator("svg[aria-label]")
+    kinds = charts.evaluate_all(
+        "(all, names) => all.map(e => names.map(name => e.getAttribute(name)))",
+        ["role", "tabindex", "aria-roledescription", "aria-label"],
+    )
+    assert {(role, place, word) for role, place, word, _ in kinds} == {
+        ("application", "0", "chart"),
+        ("img", None, None),
+    }
+    assert all(("Arrow keys" in label) == (role == "application") for role, _, _, label in kinds)
+    labels = [label for *_, label in kinds]
+    for told in (
+        "uncertainty at layer 1: 80.0% right; half of what is right up to 0.5, half of what is wrong up to 1; "
+        "40% of texts leave here at speed 0.3",
+        "accuracy by confidence after layer 1: 84.0% right, 82.0% sure on average, ECE 0.050. Arrow keys",
+        "loss by step: 1 at step 1, 0.5 at step 20, between 0.5 and 1. Arrow keys",
+        "score on dev by step: 0.9 at step 20. Arrow keys",
+    ):
+        assert any(label.startswith(told) for label in labels), told
+    # A region that is there before it has words, unlike the details that show them.
+    assert visit.page.locator("#spoken[aria-live=polite]").bounding_box() is not None
+    assert visit.page.get_attribute("#tip", "aria-live") is visit.page.get_attribute("#tip", "role") is None
+    for chart, told in (("trade-chart", "teacher, "), ("curve-chart", "speed 0, accuracy 90.0")):
+        visit.page.focus(f"#{chart} svg")
+        visit.page.keyboard.press("Home")
+        assert visit.text("spoken").startswith(told)
+        visit.page.evaluate("document.activeElement.blur()")
+        assert visit.text("spoken") == ""
+    assert visit.complaints == []
+
+
+def test_a_step_of_the_slider_is_spoken_once(browser: Any, page_file: Path) -> None:
+    visit = Visit(browser, page_file)
+    assert visit.page.locator("output:not([aria-live=off])").count() == 0
+    visit.page.evaluate(
+        "window.told = []; new MutationObserver(all => told.push(document.getElementById('speed-status').textContent))"
+        ".observe(document.getElementById('speed-status'), {childList: true, characterData: true, subtree: true})"
+    )
+    visit.page.focus("#slider")
+    for _ in range(2):
+        visit.page.keyboard.press("ArrowRight")
+    assert visit.text("speed-value") == "0.9"
+    assert visit.page.evaluate("told") == ["faster than certified: no guarantee"]
+
+
+def test_numbers_of_the_flow_are_read_after_the_system_changed_its_theme(
+    browser: Any, tmp_path: Path
+) -> None:
+    report = made_report()
+    flow = [[0.4 - 0.02 * row, 0.5 - 0.05 * row] for row in range(8)]
+    for one in report["models"]:
+        kinds = one["run"]["transport"][0]["kinds"]
+        kinds["hidden"] |= {"flows": [flow] * 2, "student_weights": [[0.125] * 8] * 2}
+    visit = Visit(browser, written_page(report, tmp_path), color_scheme="light")
+    for scheme in ("light", "dark"):
+        visit.page.emulate_media(color_scheme=scheme)
+        ground, cells = visit.page.evaluate(
+            r"""() => {
+                const parts = colour => colour.match(/\d+/g).slice(0, 3).map(Number), style = getComputedStyle;
+                const cells = [...document.querySelectorAll(".maps rect.point")].map(cell => [cell, cell.nextSibling]);
+                return [parts(style(document.body).backgroundColor), cells.map(([cell, text]) =>
+                    [parts(style(cell).fill), Number(style(cell).fillOpacity), parts(style(text).fill)])];
+            }"""
+        )
+        assert len(cells) == 32
+        for fill, share, text in cells:
+            cell = [share * part + (1 - share) * below for part, below in zip(fill, ground, strict=True)]
+            assert contrast(cell, text) >= 4.5, (scheme, share)
+
+
+def test_charts_at_the_edges(browser: Any, tmp_path: Path) -> None:
+    report = made_report()
+    report["models"][1]["exits"]["curve"]["speedup"] = [1.0, 2.0, 10.0, 40.0, 90.0]
+    for one in report["models"][1]["reliability"]:
+        for bin_ in one["bins"]:
+            bin_ |= {"confidence": 1.0, "accuracy": 1.0}
+    visit = Visit(browser, written_page(report, tmp_path))
+    drawn = visit.page.locator("#curve-chart, #reliability").evaluate_all("all => all.map(e => e.innerHTML)")
+    assert len(drawn) == 2 and not any("NaN" in part for part in drawn)
+    ticks = visit.page.locator("#reliability svg").first.locator("text[text-anchor=end]").all_text_contents()
+    assert ticks == ["90", "95", "100"]
+    report["models"][1]["exits"]["curve"]["speedup"] = [1.0] * 5
+    visit.complaints += Visit(browser, written_page(report, tmp_path)).complaints
+    assert visit.complaints == []
+
+
 def test_slider_gives_the_ratio_that_was_measured(browser: Any, tmp_path: Path) -> None:
     report = made_report()
     report["models"][1]["exits"]["ratio_to_baseline"][2] = 41.3
@@ -708,10 +839,18 @@ def test_themes(browser: Any, page_file: Path) -> None:
     assert shades["light"] == shades["dark switched"] != shades["dark"] == shades["light switched"]
 
 
-@pytest.mark.parametrize("width", [380, 768, 1280])
-def test_page_fits_the_screen(browser: Any, page_file: Path, width: int) -> None:
-    visit = Visit(browser, page_file, viewport={"width": width, "height": 800}, is_mobile=width < 500)
+@pytest.mark.parametrize("width", [320, 380, 768, 1280])
+def test_page_fits_the_screen(browser: Any, tmp_path: Path, width: int) -> None:
+    report = made_report()
+    report["models"][0]["name"] = "runs/2026-01-01/" + "a-long-name/" * 6
+    path = written_page(report, tmp_path)
+    visit = Visit(browser, path, viewport={"width": width, "height": 800}, is_mobile=width < 500)
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    for axis in ("macs", "p50_ms", "texts_per_second"):
+        visit.page.check(f"input[value={axis}]", force=True)
+        texts = visit.page.locator(".chart svg > text, .maps svg > text")
+        boxes = texts.evaluate_all("all => all.map(e => e.getBoundingClientRect())")
+        assert min(box["left"] for box in boxes) >= 0 and max(box["right"] for box in boxes) <= width, axis
     assert visit.page.locator("#curve-chart svg").count() == 1
     assert visit.complaints == []
 

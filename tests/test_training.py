@@ -20,7 +20,6 @@ import alembert
 from alembert.common.errors import InputError
 from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task
-from alembert.methods.base import validated
 from alembert.models.exit_heads import EXIT_HEADS
 from alembert.models.loading import load_classifier, load_encoder, load_tokenizer
 from alembert.training import settings as training_settings
@@ -29,7 +28,7 @@ from alembert.training.objective import TaskObjective
 from alembert.training.run_directory import RunDirectory
 from alembert.training.runner import mean_exit_score, predict_logits, run_stages, tokenised
 from alembert.training.sampling import EpochSampler
-from alembert.training.settings import TrainingSettings
+from alembert.training.settings import TrainingSettings, validated
 from alembert.training.stage import Stage
 from alembert.training.stage_model import encoder_parameters
 from alembert.training.trainer import DistillationTrainer, training_arguments

@@ -119,7 +119,8 @@ def calibrate(
     has_reference = reference is not None or reference_logits is not None
     if len(classifier.exit_layers) == 1 and not has_reference:
         raise InputError(
-            f"{model_name} has no exits, so there is no speed to calibrate: distil one with exits"
+            f"{model_name} has no exits, so there is no speed to calibrate: distil one with exits, or test it as it is "
+            "against the model that it replaces (--reference)"
         )
     tested_speeds = sorted({check_speed(speed) for speed in speeds} - {0.0})
     if len(classifier.exit_layers) == 1:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alembert.common.errors import InputError
+from alembert.common.errors import InputError, install_extra
 from alembert.models.loading import load_classifier, load_tokenizer
 from alembert.models.multi_exit import MultiExitModel
 
@@ -86,7 +86,7 @@ def export_plain(model: PreTrainedModel, tokenizer: Any, path: Path) -> None:
             )
     except ModuleNotFoundError as error:
         raise InputError(
-            f'ONNX needs {error.name}: run pip install "alembert[onnx]", or leave these peers out (--peers)'
+            f"ONNX needs {error.name}: {install_extra('onnx')}, or leave these peers out (--peers)"
         ) from error
     except Exception as error:  # the exporter raises whatever the model's code raised while it was traced
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -104,7 +104,7 @@ def quantise_plain(source: Path, target: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ModuleNotFoundError as error:
         raise InputError(
-            f'ONNX needs {error.name}: run pip install "alembert[onnx]", or leave these peers out (--peers)'
+            f"ONNX needs {error.name}: {install_extra('onnx')}, or leave these peers out (--peers)"
         ) from error
     logger = logging.getLogger()
     level, handlers = logger.level, list(logger.handlers)

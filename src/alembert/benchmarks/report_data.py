@@ -46,6 +46,9 @@ def collect_report(
     lead: str | None = None,
     promise: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    drawn_from: Task | None = None,
+    doubts: Sequence[str] = (),
+    measured: Callable[[dict[str, Any]], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Runs every exit of every model over a split once, and measures time unless a benchmark is given.
@@ -64,13 +67,17 @@ def collect_report(
         title: of the page; the data set's name and split unless given.
         lead, promise: as in `verdict`, where the model was chosen elsewhere.
         extra: further parts, merged over the others. A "compression" without a `lead` found nothing that met its aim.
+        drawn_from: the task with all of its rows, where `task` has some of them.
+        doubts: why scores on these rows may flatter a model, each a clause.
+        measured: called with a benchmark that was run here, before anything else can fail.
         progress: called with a description, steps done and steps in all.
 
     Returns:
         The value of `report.json`, as docs/report.md describes it.
 
     Raises:
-        InputError: a model cannot be read, labels differ, the benchmark is of other data or other models.
+        InputError: a model cannot be read, labels differ, the benchmark is of other data, other models or other
+            exits than the models have.
     """
     sources = [str(run) for run in runs]
     if not np.isfinite(price_per_hour) or price_per_hour < 0:
@@ -87,15 +94,19 @@ def collect_report(
     if benchmark is not None:
         max_length = benchmark["settings"].get("max_length")
     models = [
-        report_model(source, name, task, split, examples, batch_tokens, max_length, notify)
+        report_model(source, name, task, split, examples, batch_tokens, max_length, notify, drawn_from)
         for source, name in zip(sources, names, strict=True)
     ]
+    if benchmark is not None:
+        check_exits(benchmark["settings"], models)
     measured_here = benchmark is None
     if benchmark is None:
         chosen = _with_speeds(settings or BenchmarkSettings(), models)
         benchmark = run_benchmark(
             sources, task, split, data_name=task.name, settings=chosen, progress=progress
         )
+        if measured is not None:
+            measured(benchmark)
     rows = _candidates(benchmark["results"])
     met = lead is not None or "compression" not in (extra or {})
     parts = []
@@ -111,7 +122,8 @@ def collect_report(
         "alembert_version": version("alembert"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "title": title or f"{task.name}, {split}",
-        "task": _task_facts(task, split),
+        "task": _task_facts(task, split, drawn_from),
+        "doubts": list(doubts),
         "machine": dict(benchmark["machine"]),
         "price_per_hour": float(price_per_hour),
         "benchmark": {
@@ -174,8 +186,38 @@ def check_benchmark(benchmark: Mapping[str, Any], sources: Sequence[str], task: 
             )
 
 
+def check_exits(settings: Mapping[str, Any], models: Sequence[ReportedModel]) -> None:
+    """Raises InputError when a benchmark ran a model with other exits or another policy than it is reported with."""
+    for model in models:
+        exits, name = model.part["exits"], model.part["name"]
+        if exits is None:
+            continue
+        own = {
+            "exits": exits["layers"][:-1],
+            "policy": exits["policy"]["name"],
+            "top_k": exits["policy"]["top_k"],
+        }
+        given = {key: settings[key] for key in own if settings.get(key) is not None}
+        for key, value in given.items():
+            if (sorted(value) if key == "exits" else value) != own[key]:
+                raise InputError(
+                    f"the benchmark ran {name} with {key} {value}, the report shows it with {own[key]}: "
+                    f"run it again without --{key.replace('_', '-')}"
+                )
+        named = settings.get("speeds") is not None or model.source in settings.get("model_speeds", {})
+        if named and not given and not model.free_speeds:
+            raise InputError(
+                f"the benchmark named speeds, at which {name} runs without its calibration, which is of another "
+                "policy, other exits, another length or precision than its own: run it again without --speeds"
+            )
+
+
 def _with_speeds(settings: BenchmarkSettings, models: Sequence[ReportedModel]) -> BenchmarkSettings:
-    """The settings with speeds from which time can be told at any other."""
+    """The settings with the models' precisions, and with speeds from which time can be told at any other."""
+    precisions = {model.part["precision"] for model in models} - {None}
+    settings = dataclasses.replace(
+        settings, torch_precisions=tuple(sorted(precisions | {*settings.torch_precisions}))
+    )
     if settings.speeds is not None or not all(model.free_speeds for model in models):
         return settings
     speeds = {0.0}
@@ -234,7 +276,7 @@ def _is_against(model: ReportedModel, first: ReportedModel) -> bool:
     return bool(files) and files == model_files_fingerprint(first.source)
 
 
-def _task_facts(task: Task, split: str) -> dict[str, Any]:
+def _task_facts(task: Task, split: str, drawn_from: Task | None) -> dict[str, Any]:
     rows = task.dataset(split)
     return {
         "name": task.name,
@@ -247,4 +289,5 @@ def _task_facts(task: Task, split: str) -> dict[str, Any]:
         "split": split,
         "rows": rows.num_rows,
         "rows_sha256": rows_sha256(rows),
+        "drawn_from": None if drawn_from is None else drawn_from.dataset(split).num_rows,
     }

@@ -22,6 +22,7 @@ from alembert.benchmarks.report_exits import (
     uncertainty_histograms,
 )
 from alembert.benchmarks.risk_budget import ACCURACY_DROP, CERTIFIED, DISAGREEMENT
+from alembert.common.errors import InputError
 from alembert.data.metrics import bootstrap_interval, compute_metrics
 from alembert.data.task import Task, rows_sha256
 from alembert.runtime.adaptive import AdaptiveClassifier
@@ -70,30 +71,41 @@ def report_model(
     batch_tokens: int | None,
     max_length: int | None,
     progress: Progress,
+    drawn_from: Task | None = None,
 ) -> ReportedModel:
     """Runs a model over a split once and collects what the report shows of it.
 
-    `each` is examples of each kind; texts are cut to `max_length` tokens, where it is not the model's own.
+    `each` is examples of each kind; texts are cut to `max_length` tokens, where it is not the model's own. `drawn_from`
+    has all rows where `task` has some of them.
 
-    Raises InputError when the model cannot be loaded or a text is empty.
+    Raises InputError when the model cannot be loaded, a text is empty or an answer is not a number.
     """
     classifier = AdaptiveClassifier.from_pretrained(source, batch_tokens=batch_tokens, max_length=max_length)
     texts, labels = task_texts(task, split), np.asarray(task.dataset(split)["labels"])
     answers = collect_answers(
         classifier, texts, lambda done, total: progress(f"{name}: running every exit", done, total)
     )
+    if not np.isfinite(answers.logits).all():
+        row, exit_ = np.argwhere(~np.isfinite(answers.logits))[0][:2]
+        raise InputError(
+            f"{source}: answers text {row + 1} of {split} with NaN or infinity after layer "
+            f"{answers.exit_layers[exit_]}; its weights are damaged or overflow: train or load it in fp32"
+        )
     answers = _in_task_order(answers, classifier.label_names, task.label_names)
     own = ExitAnswersOfTask(answers, task, labels)
-    calibrated = _calibration(source, classifier)
+    calibrated = _calibration(source, max_length)
     part: dict[str, Any] = {
         "name": name,
         "source": source,
         "exported": hasattr(classifier.backend, "manifest"),
+        "precision": classifier.settings["dtype"],
         "layers": classifier.exit_layers[-1],
         "parameters": _parameters(classifier),
         "max_length": classifier.max_length,
         **_full_model(own),
-        "calibration": None if calibrated is None else _calibration_facts(calibrated, task, split),
+        "calibration": None
+        if calibrated is None
+        else _calibration_facts(calibrated, drawn_from or task, split),
         "reliability": reliability(own),
         "exits": None,
         "confusions": None,
@@ -167,11 +179,12 @@ def _full_model(own: ExitAnswersOfTask) -> dict[str, Any]:
     return {"metric": metric, "metric_interval": list(interval)}
 
 
-def _calibration(source: str, classifier: AdaptiveClassifier) -> CalibratedSpeed | None:
-    """The calibration that the classifier took over, if it did."""
+def _calibration(source: str, max_length: int | None) -> CalibratedSpeed | None:
+    """The calibration that a classifier takes over which is loaded with this length, if it does."""
     calibrated = CalibratedSpeed.read(source)
-    taken = calibrated is not None and calibrated.fits(source) and calibrated.speed == classifier.speed
-    return calibrated if taken else None
+    if calibrated is None or not calibrated.fits(source):
+        return None
+    return None if calibrated.contradicted_by({"max_length": max_length}) else calibrated
 
 
 def _calibration_facts(calibrated: CalibratedSpeed, task: Task, split: str) -> dict[str, Any]:

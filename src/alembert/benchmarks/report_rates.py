@@ -29,9 +29,11 @@ def measured_rates(rows: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) 
 
 
 def own_rows(rows: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows of a model as Alembert runs its folder, which is not what else the benchmark made of it."""
-    backend = "onnx" if model["exported"] else "torch"
-    return [row for row in rows_of(rows, model["source"]) if row["backend"] == backend]
+    """The rows of a model as Alembert loads its folder, which is not what else the benchmark made of it."""
+    own = rows_of(rows, model["source"])
+    if model["exported"]:
+        return [row for row in own if row["backend"] == "onnx"]
+    return [row for row in own if (row["backend"], row["precision"]) == ("torch", model["precision"])]
 
 
 def rows_of(rows: Sequence[Mapping[str, Any]], source: str) -> list[Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -64,7 +65,7 @@ def training_curves(folder: Path) -> list[dict[str, Any]]:
     for run in (*earlier, folder):
         log = run / _LOG
         try:
-            for name, stage in _read(log).items():
+            for name, stage in logged_stages(_read(log)).items():
                 title = name if run == folder else f"{run.name}: {name}"
                 stages.append({"name": title, "steps": stage["global_step"], **_curves(stage["log_history"])})
         except (KeyError, TypeError, AttributeError) as error:
@@ -72,6 +73,11 @@ def training_curves(folder: Path) -> list[dict[str, Any]]:
                 f"{log}: is no training log of Alembert, or was changed by hand ({error!r})"
             ) from error
     return stages
+
+
+def logged_stages(log: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The stages of a trainer_state.json by name; transformers' own, which has no names, is one."""
+    return {"training": log} if isinstance(log.get("log_history"), list) else log
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -102,6 +108,17 @@ def _by_numbers(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
+def finite(value: Any) -> Any:
+    """A JSON value with None in place of NaN and infinity, which Python reads and JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = read_json(path) if path.is_file() else {}
+    content = finite(read_json(path)) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is a JSON {type(content).__name__}, not an object: it was changed by hand")
     return content

@@ -24,7 +24,8 @@ def verdict(
 
     Every given model makes one offer: itself, at its default speed where it has exits. Of those that are certified,
     save time and lose no more of the baseline's metric than was promised the fastest is taken; else the fastest that
-    loses at most a point of it; else the one that loses least.
+    loses at most a point of it; else the one that loses least. A choice among several certified offers is as sure
+    as all of their promises are together, by the union bound.
 
     Args:
         models: the report's "models"; the first is the baseline's.
@@ -38,8 +39,9 @@ def verdict(
         The chosen offer: "model", "speed" (None without exits), "default_from" (None without exits or calibration),
         "metric", "metric_interval", "drop" (baseline's metric less this one), "ratio" (texts per second over the
         baseline's), "ratio_kind" ("measured", "estimated" or None), "texts_per_second", "fewer_macs" (times),
-        "guarantee" (None, or the calibration's facts where it is certified) and "against_baseline" (whether the
-        guarantee compares with the baseline's model); "baseline" and "baseline_metric"; "met"; and "beaten_by", names,
+        "guarantee" (None, or the calibration's facts where it is certified; chosen among several with "among", how
+        many, and the "confidence" of all together) and "against_baseline" (whether the guarantee compares with the
+        baseline's model); "baseline" and "baseline_metric"; "met"; and "beaten_by", names,
         engines and speeds of candidates of other models or engines that were measured both faster and no worse.
     """
     offers = [_offer(model, rows) for model in models]
@@ -49,6 +51,7 @@ def verdict(
             chosen |= {"guarantee": promise, "against_baseline": True}
     else:
         chosen = _best(offers if met else offers[1:] or offers)
+        chosen |= {"guarantee": _of_choice(chosen["guarantee"], offers)}
     model = next(model for model in models if model["name"] == chosen["model"])
     baseline = rows[0]
     return chosen | {
@@ -66,13 +69,29 @@ def _best(offers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(fitting, key=_ratio) if fitting else min(offers, key=lambda offer: float(offer["drop"]))
 
 
+def _of_choice(
+    guarantee: Mapping[str, Any] | None, offers: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+    """A guarantee as it holds of an offer that was chosen for its score among all that are certified."""
+    # One calibration beside a model and its export promises one thing.
+    promises: list[Mapping[str, Any]] = []
+    for offer in offers:
+        if offer["guarantee"] is not None and offer["guarantee"] not in promises:
+            promises.append(offer["guarantee"])
+    if guarantee is None or len(promises) == 1:
+        return guarantee
+    doubt = sum(1 - promise["confidence"] for promise in promises)
+    return {**guarantee, "among": len(promises), "confidence": max(0.0, round(1 - doubt, 9))}
+
+
 def _loses_at_most(offer: Mapping[str, Any], most: float) -> bool:
     return bool(offer["drop"] <= most + _ROUNDING)
 
 
 def _promised_drop(guarantee: Mapping[str, Any]) -> float:
-    """What may be lost under a guarantee; one of errors says nothing of that."""
-    return TOLERATED_DROP if guarantee.get("risk") == TASK_ERROR else float(guarantee["max_drop"])
+    """What may be lost of the metric under a guarantee; one of errors, or of a share of a scale, says nothing of it."""
+    other = guarantee.get("risk") == TASK_ERROR or guarantee.get("scale") is not None
+    return TOLERATED_DROP if other else float(guarantee["max_drop"])
 
 
 def _better(

@@ -48,9 +48,10 @@ class RiskBudget:
             raise InputError(f"risk {self.risk!r}: choose one of {', '.join(RISKS)}")
         if self.mode not in MODES:
             raise InputError(f"mode {self.mode!r}: choose one of {', '.join(MODES)}")
-        for name, value in (("max_drop", self.most), ("confidence", self.confidence)):
+        shares = (("max_drop", self.most, "a point is 0.01"), ("confidence", self.confidence, "95% is 0.95"))
+        for name, value, example in shares:
             if not 0 < value < 1:
-                raise InputError(f"{name} is {value}: it must lie between 0 and 1, such as 0.01 or 0.95")
+                raise InputError(f"{name} is {value:g}: it is a share between 0 and 1, and {example}")
         is_regression = problem_type == REGRESSION
         if is_regression and self.per_class:
             raise InputError("per_class: a regression model has no classes; leave it out")

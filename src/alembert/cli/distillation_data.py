@@ -25,6 +25,9 @@ def load_distillation_data(
 ) -> tuple[Any, Any]:
     """The task, with a dev split held out where the data has none, and the augmented rows or None.
 
+    These are the rows that the teacher's run held out, for on rows that it has learned no score means anything; a
+    warning says so where that is not known.
+
     Raises InputError for unusable data, for a limit of train rows beside augmented rows, and for rows augmented from
     the dev split.
     """
@@ -32,6 +35,7 @@ def load_distillation_data(
     from alembert.data import Task, load_task
     from alembert.data.sources import open_splits
     from alembert.models.loading import classifier_facts, load_classifier
+    from alembert.runtime.hold_out import held_out_alike, read_hold_out
 
     if augmented is not None and limits.get("train") is not None:
         raise InputError(
@@ -39,6 +43,8 @@ def load_distillation_data(
             "its place: leave --max-train-rows out, or augment a train file of fewer rows"
         )
     facts, seed = classifier_facts(teacher), resolved_seed(settings)
+    hold_out = read_hold_out(teacher)
+    holding_seed = seed if hold_out is None else hold_out.seed
     problem_type = problem_type or facts.problem_type
 
     def read(source: str, required: tuple[str, ...], columns: dict[str, Any]) -> Task:
@@ -46,7 +52,7 @@ def load_distillation_data(
             source,
             problem_type=problem_type,
             label_names=facts.label_names,
-            seed=seed,
+            seed=holding_seed,
             required_splits=required,
             **columns,
         )
@@ -57,12 +63,19 @@ def load_distillation_data(
         # A teacher that was never fine-tuned knows no labels: that is to be said, not that these are wrong.
         load_classifier(teacher)
         raise
+    is_known = held_out_alike(task, hold_out)
+    held_out = (augmented is not None or not is_known) and "dev" not in open_splits(data, ("train",))
+    if held_out and not is_known:
+        logger.warning(
+            "%s: has no dev split, and the rows that seed %d holds out of train are not known to be new to %s and its "
+            "teachers: scores on them may flatter it and what learns from it.",
+            data, holding_seed, teacher,
+        )  # fmt: skip
     rows = None
     if augmented is not None:
         columns = augmented_columns(augmented, columns, problem_type)
         (rows,) = read(augmented, (), columns).splits.values()
-        held_out = "dev" not in open_splits(data, ("train",))
-        check_shared_rows(task, rows, augmented, seed if held_out else None)
+        check_shared_rows(task, rows, augmented, holding_seed if held_out else None)
     return o.limit_rows(task, limits, seed), rows
 
 

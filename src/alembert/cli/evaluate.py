@@ -74,7 +74,7 @@ def evaluate(
     )
     classifier.policy(policy, top_k, renormalise)
     speeds = sorted({*parse_speeds(DEFAULT_SPEEDS), classifier.speed}) if given is None else given
-    loaded, split = o.load_evaluation_task(
+    loaded, split, _ = o.load_evaluation_task(
         data,
         run,
         classifier,

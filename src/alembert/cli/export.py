@@ -112,7 +112,7 @@ def export(
             "label_type": label_type,
         }
         before = o.load_adaptive(run, speed=0.0)
-        loaded, split = o.load_evaluation_task(data, run, before, split, **known)
+        loaded, split, _ = o.load_evaluation_task(data, run, before, split, **known)
         labelled = o.limit_rows(loaded, {split: max_rows}, 0)
     with ProgressBars() as notify:
         if prune_exits is not None:

@@ -42,9 +42,8 @@ def finetune(
     """Fine-tunes a pretrained encoder on labelled texts: the teacher of everything else."""
     o.quiet_libraries()
     from alembert.data import load_task
-    from alembert.methods.base import validated
     from alembert.training.finetuning import finetune as run_finetune
-    from alembert.training.settings import TrainingSettings
+    from alembert.training.settings import TrainingSettings, validated
 
     settings = validated(
         TrainingSettings,

@@ -281,16 +281,16 @@ def refuse_columns(columns: dict[str, str | None], why: str) -> None:
 
 def load_evaluation_task(
     data: str, run: str, classifier: Any, split: str | None, *, others: Sequence[str] = (), **columns: Any
-) -> tuple[Any, str]:
-    """Labelled data read with a model's labels and problem type, and the split to score.
+) -> tuple[Any, str, list[str]]:
+    """Labelled data read with a model's labels and problem type, the split to score, and doubts about its rows.
 
-    Without `split` that is test, else dev. Data without dev has the rows that the run held out of train. A warning says
-    so where it is not known that they are new to it, and to the `others` that are scored with it.
+    Without `split` that is test, else dev. Data without dev has the rows that the run held out of train. Where it is
+    not known that they are new to it, and to the `others` that are scored with it, a warning says so, as a doubt does.
     """
     task, wanted, doubts = _load_labelled(data, (run, *others), classifier, split, ("test", "dev"), columns)
     for doubt in doubts:
         logging.getLogger("alembert").warning("%s: scores on them may flatter it", doubt)
-    return task, wanted
+    return task, wanted, doubts
 
 
 def load_calibration_task(
@@ -374,4 +374,6 @@ def _load_labelled(
             if not held_out_alike(task, hold_out if run == runs[0] else read_hold_out(run))
         ]
     task.dataset(wanted)
+    if wanted == "train" and not doubts:
+        doubts = [f"{data}: train holds the rows that models learn"]
     return task, wanted, doubts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -72,6 +73,7 @@ def predict(
     json_output: o.JsonOption = False,
 ) -> None:
     """Labels texts, in their order, with the exit that each one took."""
+    from alembert.runtime.calibration_file import CALIBRATION_FILE
     from alembert.runtime.manifest import is_exported
     from alembert.runtime.policies import check_speed
 
@@ -113,6 +115,12 @@ def predict(
         raise InputError(
             f"--tolerance {tolerance}: is for regression under the policy patience, and this is "
             f"{classifier.facts.problem_type} under {classifier.settings['policy']}; leave it out"
+        )
+    calibrated = (Path(run) / CALIBRATION_FILE).is_file()
+    if speed is None and not calibrated and classifier.speed == 0 and len(classifier.exit_layers) > 1:
+        logging.getLogger("alembert").info(
+            "At speed 0 the full model answers all texts: --speed, or a calibration (alembert calibrate), lets easy "
+            "ones leave early."
         )
     rows = (
         _arguments(texts or [])

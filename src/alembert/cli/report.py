@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -61,12 +62,16 @@ def report(
     json_output: o.JsonOption = False,
 ) -> None:
     """Makes one page of what models cost and lose: verdict, speed slider, exits, examples, provenance."""
-    from alembert.common.files import read_json
+    from alembert.common.files import read_json, write_json
     from alembert.reports.report_files import check_report_extra, write_report
 
     check_report_extra()
     if benchmark is not None and not benchmark.is_file():
         raise InputError(f"--benchmark {benchmark}: there is no such file")
+    if output.suffix in (".html", ".htm"):
+        raise InputError(
+            f"--output {output}: is a page's name; name the folder for the page, Markdown and pictures"
+        )
     o.check_output_folder(output)
     measured = None if benchmark is None else read_json(benchmark)
     if measured is not None and not isinstance(measured, dict):
@@ -90,7 +95,7 @@ def report(
             seed=seed,
         )
     facts = check_models(runs)[0]
-    loaded, chosen_split = o.load_evaluation_task(
+    loaded, chosen_split, doubts = o.load_evaluation_task(
         data,
         runs[0],
         SimpleNamespace(facts=facts),
@@ -103,7 +108,8 @@ def report(
         label_separator=label_separator,
         label_type=label_type,
     )
-    loaded = o.limit_rows(loaded, {chosen_split: max_rows}, seed)
+    whole, loaded = loaded, o.limit_rows(loaded, {chosen_split: max_rows}, seed)
+    drawn = loaded.dataset(chosen_split).num_rows < whole.dataset(chosen_split).num_rows
     with ProgressBars() as notify:
         collected = collect_report(
             runs,
@@ -115,9 +121,12 @@ def report(
             examples=examples,
             batch_tokens=batch_tokens,
             title=title,
+            drawn_from=whole if drawn else None,
+            doubts=doubts,
+            measured=partial(write_json, output / "benchmark.json"),
             progress=notify,
         )
-    written = write_report(collected, output)
+    written = [*write_report(collected, output), *(["benchmark.json"] if measured is None else [])]
     if json_output:
         typer.echo(json.dumps(collected, ensure_ascii=False))
         return

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def install_extra(extra: str) -> str:
+    """How to install the packages of an extra: from the clone, for a package of this name elsewhere is not Alembert."""
+    return f"run pip install -e '.[{extra}]' in Alembert's clone"
+
+
 class InputError(ValueError):
     """The input is wrong: says what, where (file, row, field) and what to do.
 

@@ -50,7 +50,6 @@ from alembert.compression.work_state import BEST, STATE, SUMMARY, open_state
 from alembert.compression.work_trainings import Trainings
 from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task
-from alembert.methods.base import validated
 from alembert.methods.distillation import check_teacher_score
 from alembert.models.loading import (
     NoTrainedHeadError,
@@ -64,7 +63,7 @@ from alembert.models.loading import (
 from alembert.models.multi_exit import MultiExitModel
 from alembert.runtime.calibration_file import model_files_fingerprint
 from alembert.training.processes import process_state
-from alembert.training.settings import TrainingSettings
+from alembert.training.settings import TrainingSettings, validated
 
 Progress = Callable[[str, int, int], None]
 CLOCK = "clock.json"

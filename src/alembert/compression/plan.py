@@ -284,11 +284,16 @@ def announce_plan(plan: Sequence[PlannedTraining], seconds_after: float, seconds
         )  # fmt: skip
     for training in plan[len(chosen) :]:
         logger.info("%s: only if the others take less time than expected", training.name)
+    seconds = None if seconds is None else max(0.0, seconds)
     needed = sum(training.seconds for training in chosen) + seconds_after
     allowed = "" if seconds is None else f" of {format_duration(seconds)}"
     logger.info("All of it takes about %s%s.", format_duration(needed), allowed)
     if seconds is not None and needed > 1.02 * seconds:
-        logger.warning("Even the shortest plan may take longer than %s.", format_duration(seconds))
+        logger.warning(
+            "The budget is too short: %s are left, and to %s takes about %s at the least.",
+            format_duration(seconds), "export and measure the teacher alone" if not chosen else "do the shortest plan",
+            format_duration(needed),
+        )  # fmt: skip
 
 
 def _cut(training: PlannedTraining, share: float) -> PlannedTraining:

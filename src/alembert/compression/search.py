@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 
-from alembert.common.errors import InputError
+from alembert.common.errors import InputError, install_extra
 from alembert.common.files import write_json
 from alembert.compression.measuring import measure
 from alembert.compression.search_space import Dimension, parse_space
@@ -179,7 +179,7 @@ def required_optuna() -> Any:
     try:
         optuna = importlib.import_module("optuna")
     except ModuleNotFoundError as error:
-        raise InputError('A search needs optuna: run pip install "alembert[search]".') from error
+        raise InputError(f"A search needs optuna: {install_extra('search')}.") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

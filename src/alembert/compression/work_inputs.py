@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from alembert.benchmarks.risk_budget import CERTIFIED, RiskBudget
-from alembert.common.errors import InputError
+from alembert.common.errors import InputError, install_extra
 from alembert.compression.candidates import fewest_rows, split_confidence
 from alembert.compression.plan import RECIPES
 from alembert.data.task import Task
@@ -26,7 +26,7 @@ def check_inputs(model: str, task: Task, folder: Path, risk: RiskBudget, min_spe
     risk.check(task.problem_type)
     for name, what in (("onnxruntime", "ONNX Runtime"), ("onnx", "onnx")):
         if find_spec(name) is None:
-            raise InputError(f'{what} is not installed, which exports need: pip install "alembert[onnx]"')
+            raise InputError(f"{what} is not installed, which exports need: {install_extra('onnx')}")
     for split in ("train", "dev"):
         if split not in task.splits:
             raise InputError(f"{task.name}: there is no {split} split, which compressing needs: add one")

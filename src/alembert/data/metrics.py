@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from alembert.common.errors import InputError
+from alembert.data.resampling import draws_of_rows, scores_of_draws
 
 if TYPE_CHECKING:
     from alembert.data.task import Task
@@ -129,8 +130,8 @@ def bootstrap_interval(
         draws = random.multinomial(rows, counts / rows, size=resamples)
         scores = _scores_of_counts(metric, pairs[:, 0], pairs[:, 1], draws)
     else:
-        resampled = (random.integers(rows, size=rows) for _ in range(resamples))
-        scores = np.array([_score(metric, predictions[draw], labels[draw]) for draw in resampled])
+        drawn = draws_of_rows(rows, resamples, seed)
+        scores = np.concatenate([scores_of_draws(metric, predictions, labels, counts) for counts in drawn])
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(scores, [tail, 1.0 - tail])
     return float(low), float(high)
@@ -168,11 +169,11 @@ def bootstrap_difference_interval(
         differences = _scores_of_counts(metric, triples[:, 0], triples[:, 1], draws_of_triples)
         differences = differences - _scores_of_counts(metric, triples[:, 0], triples[:, 2], draws_of_triples)
     else:
-        draws = (random.integers(rows, size=rows) for _ in range(resamples))
-        differences = np.array(
+        differences = np.concatenate(
             [
-                _score(metric, found[draw], labels[draw]) - _score(metric, expected[draw], labels[draw])
-                for draw in draws
+                scores_of_draws(metric, found, labels, counts)
+                - scores_of_draws(metric, expected, labels, counts)
+                for counts in draws_of_rows(rows, resamples, seed)
             ]
         )
     tail = (1.0 - confidence) / 2.0

@@ -43,7 +43,8 @@ def open_splits(source: str | Path, required_splits: Sequence[str]) -> dict[str,
         return {name: open_table(path)}
     text = str(source)
     if not _HUB_ID.fullmatch(text) or path.suffix.lower() in FORMATS:
-        raise InputError(f"{text}: no such file or folder.")
+        hub = "" if "/" in text or "." in text else " A data set of the hub is named organisation/name."
+        raise InputError(f"{text}: no such file or folder.{hub}")
     return _hub(text)
 
 

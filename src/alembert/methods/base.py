@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from datasets import Dataset
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alembert.common.errors import InputError
 from alembert.data.task import Task
-from alembert.training.settings import TrainingSettings
+from alembert.training.settings import TrainingSettings, validated
 from alembert.training.stage import Stage
 
 logger = logging.getLogger("alembert")
@@ -141,20 +141,3 @@ def resolve(
     if set(getattr(resolved, "stages", None) or ()) & set(method.general_stages):
         defaults = defaults | chosen.general_settings
     return resolved, validated(TrainingSettings, defaults | settings, "training setting")
-
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-def validated(model: type[ModelT], values: dict[str, Any], what: str) -> ModelT:
-    """`values` as a `model`; InputError names the first that does not exist or does not fit, as a `what`."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        name = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            raise InputError(
-                f"unknown {what} {name!r}: choose from {', '.join(model.model_fields)}"
-            ) from error
-        raise InputError(f"{what} {name}={fault['input']!r}: {fault['msg'].lower()}") from error

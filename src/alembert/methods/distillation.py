@@ -36,6 +36,7 @@ from alembert.training.model_card import model_card
 from alembert.training.processes import process_state
 from alembert.training.run_directory import RunDirectory
 from alembert.training.runner import predict_logits, run_stages, tokenised
+from alembert.training.settings import TrainingSettings
 
 logger = logging.getLogger("alembert")
 
@@ -49,7 +50,7 @@ def distill(
     student: str | None = None,
     preset: str = "default",
     options: dict[str, Any] | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: dict[str, Any] | TrainingSettings | None = None,
     stages: Sequence[str] | None = None,
     augmented: Dataset | None = None,
     corpus: str | None = None,
@@ -71,7 +72,8 @@ def distill(
         student: for methods that train a student: a shape `LxH`, a configuration file or a checkpoint.
         preset: "default" (our best measured), "paper" or "code".
         options: of the method, over the preset's.
-        settings: fields of `TrainingSettings`, over the preset's; `max_length` is the teacher's where neither says one.
+        settings: fields of `TrainingSettings`, over the preset's, as a dict or as one of which the fields count that
+            were given; `max_length` is the teacher's where neither says one.
         stages: some of the method's stages.
         augmented: rows with the task's columns, to train on in place of its train split.
         corpus: a file or a folder of plain text, for general stages.
@@ -98,6 +100,8 @@ def distill(
     """
     named = {"student": student, "stages": None if stages is None else tuple(stages)}
     options = (options or {}) | {name: value for name, value in named.items() if value is not None}
+    if isinstance(settings, TrainingSettings):
+        settings = settings.model_dump(exclude_unset=True)
     if "+" in method:
         from alembert.methods.combination import distill_in_turn
 
@@ -119,6 +123,7 @@ def distill(
         )
     method_class = find_method(method)
     check_teacher_cache(method_class, teacher_cache)
+    check_student(method_class, student)
     method_options, training = resolve(method_class, preset, options, settings or {})
     trained = run_configuration(teacher).get("settings", {})
     if "max_length" in trained and "max_length" not in training.model_fields_set:
@@ -218,6 +223,17 @@ def distill(
         run.finish(model, tokenizer, metrics, histories, model_card(configuration, metrics), projection)
     state.wait_for_everyone()
     return model
+
+
+def check_student(method: type[Method[Any]], student: str | None) -> None:
+    """Raises InputError when a student is named for a method that makes its model of the teacher."""
+    options = method.options_class.model_fields
+    if student is not None and "student" not in options:
+        depth = " (its depth is --set depth=…)" if "depth" in options else ""
+        raise InputError(
+            f"method {method.name} makes its model of the teacher{depth} and takes no --student {student}: leave it "
+            f"out, or train the student first, as --method tinybert+{method.name} does"
+        )
 
 
 def check_teacher_cache(method: type[Method[Any]], teacher_cache: str | Path | None) -> None:

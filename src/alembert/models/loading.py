@@ -206,6 +206,11 @@ def load_config(source: str) -> Any:
     """A model's configuration; no code beside it is run. Raises InputError when there is none."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").exists():
+        if any(folder.glob("*.onnx")):
+            raise InputError(
+                f"{source}: is an exported model, or a part of one, which only predict, evaluate, benchmark and report "
+                "can run, and with its manifest.json alone: give the run that it came from, or copy the whole folder"
+            )
         raise InputError(f"{source}: no config.json in this folder, so it is no model in Hugging Face layout")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)

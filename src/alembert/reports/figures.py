@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alembert.common.errors import InputError
+from alembert.common.errors import InputError, install_extra
 from alembert.common.files import replacing
 
 GREY = "#6E6E6E"
@@ -52,4 +52,4 @@ def required_module(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         name = module.partition(".")[0]
-        raise InputError(f'Plots need {name}: run pip install "alembert[report]".') from error
+        raise InputError(f"Plots need {name}: {install_extra('report')}.") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from alembert.benchmarks.report_runs import logged_stages
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_text
 from alembert.reports.figures import (
@@ -63,7 +64,7 @@ def layer_transport_history(run_dir: str | Path) -> dict[str, LayerTransport]:
     try:
         snapshots = [
             (int(entry["step"]), entry["snapshot"])
-            for stage in read_json(log).values()
+            for stage in logged_stages(read_json(log)).values()
             for entry in stage["log_history"]
             if "snapshot" in entry
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,11 @@ def write_figures(report: Report, folder: Path) -> dict[str, str]:
     written: dict[str, str] = {}
 
     def draw(what: str, plot: Callable[..., None], *of: Any) -> None:
-        file = re.sub(r"[^\w.-]+", "-", what) + ".png"
+        stem = re.sub(r"[^\w.-]+", "-", what)
+        numbered = (f"{stem}.png" if number == 1 else f"{stem}-{number}.png" for number in count(1))
+        # Some file systems tell no capitals from others.
+        used = {name.casefold() for name in written.values()}
+        file = next(name for name in numbered if name.casefold() not in used)
         plot(*of, folder / file)
         written[what] = file
 

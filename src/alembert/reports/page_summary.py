@@ -53,12 +53,13 @@ def _lines(report: Report, figures: Mapping[str, str]) -> Iterator[str]:
         sentences.append(wording.COSTS % (*costs, wording.price(price)))
     for sentence in (*sentences, wording.guarantee_sentence(report)):
         yield from (escaped(sentence), "")
+    metric = wording.metric_name(report).capitalize()
     yield from ("## All candidates", "")
-    yield from _picture(figures, "candidates")
+    yield from _picture(figures, "candidates", f"{metric} of every candidate against what it costs")
     yield from _candidates(report)
     if any(model["exits"] is not None for model in report["models"]):
         yield from ("## Speeds", "")
-        yield from _picture(figures, "speeds")
+        yield from _picture(figures, "speeds", f"{metric} against operations, by speed")
     for model in report["models"]:
         yield from _model(report, model, figures)
     yield from _compression(report.get("compression"))
@@ -107,9 +108,13 @@ def _model(report: Report, model: Mapping[str, Any], figures: Mapping[str, str])
     yield from (f"## {escaped(name)}", "")
     if exits is not None:
         yield from _speeds(report, model)
-        yield from _picture(figures, f"exits {name}")
+        yield from _picture(
+            figures, f"exits {name}", f"Share of texts of {name} that leave at each exit, by speed"
+        )
         yield from _classes(exits)
-    yield from _picture(figures, f"trust {name}")
+    yield from _picture(
+        figures, f"trust {name}", f"Confidence, accuracy and uncertainty of the exits of {name}"
+    )
     confusions = model["confusions"]
     if confusions is not None and confusions["pairs"]:
         yield from (f"Confusions that suffer most, against {escaped(confusions['against'])}:", "")
@@ -120,9 +125,11 @@ def _model(report: Report, model: Mapping[str, Any], figures: Mapping[str, str])
         )
     if exits is not None:
         yield from _examples(exits)
-    yield from _picture(figures, f"training {name}")
+    yield from _picture(figures, f"training {name}", f"Terms of the loss in the training of {name}")
     for run in model["run"].get("transport") or ():
-        yield from _picture(figures, transport_picture(model, run))
+        yield from _picture(
+            figures, transport_picture(model, run), f"From which teacher layers the layers of {name} learned"
+        )
 
 
 def _speeds(report: Report, model: Mapping[str, Any]) -> Iterator[str]:
@@ -203,11 +210,14 @@ def _compression(part: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _provenance(report: Report) -> Iterator[str]:
-    task = report["task"]
+    task, timed = report["task"], report["benchmark"]
     yield from ("## Configuration and provenance", "")
     rows: list[tuple[str, str]] = [
         ("made", f"{report['created']}, Alembert {report['alembert_version']}"),
+        ("data", f"{task['name']}, {task['split']}: {task['rows']:,} rows"),
         ("rows’ SHA-256", task["rows_sha256"]),
+        ("problem", f"{task['problem_type'].replace('_', ' ')}, {len(task['labels'])} labels"),
+        ("time measured", f"{timed['created'] or '–'}{'' if timed['measured_here'] else ' (given)'}"),
         *((f"machine: {name}", shown(value)) for name, value in report["machine"].items()),
     ]
     yield from _table(("", ""), rows)
@@ -220,9 +230,9 @@ def _provenance(report: Report) -> Iterator[str]:
         yield from _table(("", ""), [(name, shown(value)) for name, value in parts if name])
 
 
-def _picture(figures: Mapping[str, str], what: str) -> Iterator[str]:
+def _picture(figures: Mapping[str, str], what: str, alternative: str) -> Iterator[str]:
     if what in figures:
-        yield from (f"![{escaped(what)}]({figures[what]})", "")
+        yield from (f"![{escaped(alternative)}]({figures[what]})", "")
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:

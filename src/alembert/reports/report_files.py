@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from alembert.common.errors import InputError
+from alembert.common.errors import InputError, install_extra
 from alembert.common.files import write_json
 
 _PACKAGES = ("jinja2", "matplotlib")
@@ -16,7 +16,7 @@ def check_report_extra() -> None:
     """Raises InputError when the `report` extra is not installed."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
-        raise InputError(f'reports need {missing[0]}: run pip install "alembert[report]"')
+        raise InputError(f"reports need {missing[0]}: {install_extra('report')}")
 
 
 def write_report(collected: dict[str, Any], folder: Path) -> list[str]:

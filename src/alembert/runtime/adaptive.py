@@ -276,6 +276,11 @@ class AdaptiveClassifier:
         """Label names in the order of the probabilities; () for regression."""
         return self.facts.label_names
 
+    @property
+    def classes_(self) -> np.ndarray:
+        """`label_names` as an array, under scikit-learn's name."""
+        return np.array(self.label_names)
+
     def encode(self, texts: Sequence[Text], start: int = 0) -> list[EncodedText]:
         """Token ids of texts, unpadded; `start` is the position of the first one, for messages."""
         for position, text in enumerate(texts, start):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alembert.common.errors import InputError
+from alembert.common.errors import InputError, install_extra
 from alembert.common.files import file_sha256, write_text
 from alembert.models.bilstm import BilstmForSequenceClassification
 from alembert.models.loading import (
@@ -317,9 +317,7 @@ def _check_installed() -> None:
         import onnx
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            f"exporting needs {error.name}: install it with pip install 'alembert[onnx]'"
-        ) from error
+        raise InputError(f"exporting needs {error.name}: {install_extra('onnx')}") from error
     del onnx
 
 

@@ -39,7 +39,9 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
         # Nothing but an export is ever replaced: a slip in the path must not cost a run or a home folder.
         raise InputError(f"{output}: holds files and no exported model: choose another folder")
     if not overwrite:
-        raise InputError(f"{output}: holds an exported model already: choose another folder or overwrite it")
+        raise InputError(
+            f"{output}: holds an exported model already: choose another folder, or give --overwrite"
+        )
     return folder
 
 

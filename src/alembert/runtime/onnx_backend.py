@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from alembert.common.errors import InputError
+from alembert.common.errors import InputError, install_extra
 from alembert.common.facts import ClassifierFacts
 from alembert.runtime.backend import OpenedClassifier
 from alembert.runtime.exited import ExitedBatch, ExitedText, array_probabilities, join, sigmoid
@@ -394,5 +394,5 @@ def _import_runtime() -> Any:
         return import_module("onnxruntime")
     except ImportError as error:
         raise InputError(
-            "an exported model needs ONNX Runtime: pip install 'alembert[onnx]', or the light distribution"
+            f"an exported model needs ONNX Runtime: {install_extra('onnx')}, or install the light distribution"
         ) from error

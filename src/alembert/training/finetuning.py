@@ -22,7 +22,7 @@ from alembert.training.objective import TaskObjective
 from alembert.training.processes import process_state
 from alembert.training.run_directory import RunDirectory
 from alembert.training.runner import predict_logits, run_stages, tokenised
-from alembert.training.settings import TrainingSettings
+from alembert.training.settings import TrainingSettings, validated
 from alembert.training.stage import Stage
 
 
@@ -32,7 +32,7 @@ def finetune(
     output_dir: str | Path,
     *,
     head: str = STOCK_HEAD,
-    settings: TrainingSettings | None = None,
+    settings: dict[str, Any] | TrainingSettings | None = None,
     overwrite: bool = False,
     resume: bool = True,
     report_to: list[str] | None = None,
@@ -46,7 +46,8 @@ def finetune(
         output_dir: the run directory; an interrupted run of the same configuration is gone on with.
         head: "stock" keeps the family's own head, so that plain transformers loads the result; an exit head
             kind ("fastbert", "pooled", "linear", "mean") puts that head after the last layer.
-        settings: duration and optimiser; the default keeps the best of three epochs.
+        settings: duration and optimiser; None, or fields of `TrainingSettings` over its defaults, keeps the best of
+            three epochs.
         overwrite: replace whatever the folder holds.
         resume: go on with an interrupted run; when off, an occupied folder is refused.
         report_to: trackers such as "tensorboard".
@@ -63,7 +64,9 @@ def finetune(
         >>> teacher.config.id2label
         {0: 'food', 1: 'sport', 2: 'weather'}
     """
-    settings = settings or TrainingSettings(evaluate_every_epoch=True)
+    if not isinstance(settings, TrainingSettings):
+        fields = {"evaluate_every_epoch": True} | (settings or {})
+        settings = validated(TrainingSettings, fields, "training setting")
     state = process_state()
     configuration: dict[str, Any] = {
         "command": "finetune",

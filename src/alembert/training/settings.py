@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from alembert.common.errors import InputError
 
 
 class TrainingSettings(BaseModel):
@@ -81,3 +83,20 @@ def bf16_pays() -> bool:
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def validated(model: type[ModelT], values: dict[str, Any], what: str) -> ModelT:
+    """`values` as a `model`; InputError names the first that does not exist or does not fit, as a `what`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            raise InputError(
+                f"unknown {what} {name!r}: choose from {', '.join(model.model_fields)}"
+            ) from error
+        raise InputError(f"{what} {name}={fault['input']!r}: {fault['msg'].lower()}") from error

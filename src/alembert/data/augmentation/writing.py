@@ -32,8 +32,12 @@ def check_output(path: Path, configuration: dict[str, Any], *, overwrite: bool, 
     if not path.exists() or overwrite:
         return False
     record = record_path(path)
-    if resume and record.is_file() and read_json(record).get("configuration") == configuration:
-        return True
+    if record.is_file() and read_json(record).get("configuration") == configuration:
+        if resume:
+            return True
+        raise InputError(
+            f"{path}: was made with these very options already: give --overwrite to make it again"
+        )
     raise InputError(
         f"{path}: the file exists and was not made by this command with these options; remove it, name another, "
         "or give --overwrite"

@@ -114,7 +114,11 @@ def headline_parts(report: Mapping[str, Any]) -> tuple[str, ...]:
     verdict = report["verdict"]
     if not verdict["met"]:
         return ("Nothing met the aim",)
-    line = f"{_saving(verdict)} {_change(verdict['drop'], metric_name(report))}"
+    saving = _saving(verdict)
+    if verdict["ratio_kind"] == "estimated":
+        hedge = "About" if _timed_speeds(report) > 1 else "At best"
+        saving = f"{hedge} {saving[0].lower()}{saving[1:]}"
+    line = f"{saving} {_change(verdict['drop'], metric_name(report))}"
     guarantee = verdict["guarantee"]
     if guarantee is None:
         return (line,)
@@ -193,14 +197,15 @@ def verdict_sentences(report: Mapping[str, Any]) -> list[str]:
     if not verdict["met"]:
         # The search's own sentence names what came nearest to its aim.
         sentences, start = [f"{report['compression']['verdict'].rstrip('.')}."], "Measured here, "
+    doubts = [f"Mind: {doubt}: scores on them may flatter it." for doubt in report.get("doubts", ())]
     if _is_baseline_alone(report):
-        return sentences
+        return [*sentences, *doubts]
     low, high = verdict["metric_interval"]
     speed = "" if verdict["speed"] is None else f" at speed {verdict['speed']:g}"
     sentences.append(
         f"{start}{verdict['model']}{speed} reaches {points(verdict['metric'])} {metric_name(report)} (95% interval "
         f"{points(low)} to {points(high)}) where {verdict['baseline']} reaches "
-        f"{points(verdict['baseline_metric'])}, on the {task['rows']:,} texts of {task['name']}, {task['split']}."
+        f"{points(verdict['baseline_metric'])}, on {_rows(task)} texts of {task['name']}, {task['split']}."
     )
     rates = verdict_rates(report)
     if rates is not None:
@@ -213,14 +218,23 @@ def verdict_sentences(report: Mapping[str, Any]) -> list[str]:
             f"Measured here, {other['name']}{speed} run by {engine(other)} is faster still "
             f"({number(other['texts_per_second'])} texts a second) and no worse ({points(other['metric'])})."
         )
-    return sentences
+    return [*sentences, *doubts]
+
+
+def _rows(task: Mapping[str, Any]) -> str:
+    drawn_from = task.get("drawn_from")
+    return f"the {task['rows']:,}" if drawn_from is None else f"{task['rows']:,} of the {drawn_from:,}"
 
 
 def _estimated(report: Mapping[str, Any]) -> str:
     """How the rate of the verdict's speed, which nobody timed, was come by."""
+    return "estimated from measured speeds" if _timed_speeds(report) > 1 else "at best, by operations"
+
+
+def _timed_speeds(report: Mapping[str, Any]) -> int:
+    """How many speeds of the verdict's model, which has exits, were timed."""
     model = next(model for model in report["models"] if model["name"] == report["verdict"]["model"])
-    several = len(model["exits"]["measured_speeds"]) > 1
-    return "estimated from measured speeds" if several else "at best, by operations"
+    return len(model["exits"]["measured_speeds"])
 
 
 def verdict_rates(report: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -251,12 +265,17 @@ def guarantee_sentence(report: Mapping[str, Any]) -> str:
     }[guarantee["risk"]]
     if guarantee.get("scale") is not None:
         promised = _about_errors(guarantee)
-    seen = (
-        " These are the rows of this report, so the score above flatters." if guarantee["same_rows"] else ""
-    )
+    further = ""
+    if guarantee.get("among"):
+        further = (
+            f" It was chosen here among {guarantee['among']} that are certified one by one: of all of them together no "
+            "more can be said."
+        )
+    if guarantee["same_rows"]:
+        further += " These are the rows of this report, so the score above flatters."
     return (
         f"With {100 * guarantee['confidence']:g}% confidence {promised}, for texts like the {guarantee['rows']:,} of "
-        f"{guarantee['data']}, {guarantee['split']}, that it was calibrated on.{seen}"
+        f"{guarantee['data']}, {guarantee['split']}, that it was calibrated on.{further}"
     )
 
 

@@ -134,7 +134,7 @@ const Charts = (() => {
     svg("path", {d: SHAPES[shape](radius), transform: `translate(${x.toFixed(1)},${y.toFixed(1)})`, ...attributes});
 
   /* Details of a point: by pointer, by touch, and by arrow keys once the chart has the focus. */
-  const tip = document.getElementById("tip");
+  const tip = document.getElementById("tip"), spoken = document.getElementById("spoken");
   function showTip(lines, box) {
     tip.replaceChildren(html("b", {}, lines[0]), ...lines.slice(1).map(line => html("div", {}, line)));
     tip.hidden = false;
@@ -144,7 +144,14 @@ const Charts = (() => {
     tip.style.top = (above > 56 ? above : box.bottom + 10) + "px";
   }
   const hideTip = () => { tip.hidden = true; };
-  function explorable(root, marks, hint) {
+  // What appears together with its text often goes unspoken: the words go to an element that is always there.
+  const say = lines => { spoken.textContent = lines.join(", "); };
+  // Screen readers keep the arrow keys to themselves in an image, and hand them to an application.
+  function walkable(root, hint) {
+    fill(root, {tabindex: 0, role: "application", "aria-roledescription": "chart", "aria-label": `${root.getAttribute("aria-label")}. ${hint}`}, []);
+    root.addEventListener("blur", () => { hideTip(); say([]); });
+  }
+  function explorable(root, marks) {
     const ordered = marks.slice().sort((a, b) => a.x - b.x);
     let active = -1;
     function activate(place) {
@@ -154,19 +161,19 @@ const Charts = (() => {
       ordered[place].element.classList.add("active");
       showTip(ordered[place].lines, ordered[place].element.getBoundingClientRect());
     }
+    const visit = place => { activate(place); say(ordered[place].lines); };
     ordered.forEach((one, place) => {
       one.element.classList.add("point");
       one.element.addEventListener("pointerenter", () => activate(place));
       one.element.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") activate(-1); });
       if (one.choose) one.element.addEventListener("click", one.choose);
     });
-    root.setAttribute("tabindex", "0");
-    root.setAttribute("aria-description", hint || "Arrow keys go from mark to mark.");
+    walkable(root, "Arrow keys go from mark to mark.");
     root.addEventListener("keydown", event => {
       const step = {ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1}[event.key];
-      if (step) activate(active < 0 && step < 0 ? ordered.length - 1 : (active + step + ordered.length) % ordered.length);
-      else if (event.key === "Home") activate(0);
-      else if (event.key === "End") activate(ordered.length - 1);
+      if (step) visit(active < 0 && step < 0 ? ordered.length - 1 : (active + step + ordered.length) % ordered.length);
+      else if (event.key === "Home") visit(0);
+      else if (event.key === "End") visit(ordered.length - 1);
       else if (event.key === "Escape") activate(-1);
       else if (event.key === "Enter" && active >= 0 && ordered[active].choose) ordered[active].choose();
       else return;
@@ -176,14 +183,11 @@ const Charts = (() => {
   }
   addEventListener("scroll", hideTip, {passive: true});
 
-  /* From light to dark, for what has an order; readable on light and dark ground. */
-  const RAMP = ["#e8d44d", "#8fce5a", "#3fb58a", "#2a8f9a", "#3a6fb0", "#4f4aa0"];
+  /* From light to dark, for what has an order, in the theme's own --r0 to --r5. */
   function ramp(share) {
-    const place = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), low = Math.min(Math.floor(place), RAMP.length - 2);
-    const parse = colour => [1, 3, 5].map(start => parseInt(colour.slice(start, start + 2), 16));
-    const [from, to] = [parse(RAMP[low]), parse(RAMP[low + 1])];
-    return "rgb(" + from.map((value, k) => Math.round(value + (to[k] - value) * (place - low))).join(",") + ")";
+    const place = Math.min(Math.max(share, 0), 1) * 5, low = Math.min(Math.floor(place), 4);
+    return `color-mix(in srgb, var(--r${low + 1}) ${(100 * (place - low)).toFixed(1)}%, var(--r${low}))`;
   }
 
-  return {svg, html, frame, tickTexts, path, mark, explorable, extent, atLeast, ramp, number, points, signed, times, money, showTip, hideTip, shapes: Object.keys(SHAPES)};
+  return {svg, html, frame, tickTexts, path, mark, walkable, explorable, say, extent, atLeast, ramp, number, points, signed, times, money, showTip, hideTip, shapes: Object.keys(SHAPES)};
 })();

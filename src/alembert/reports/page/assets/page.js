@@ -1,10 +1,11 @@
 "use strict";
 /* The page's parts, drawn from the report's JSON. */
 (() => {
-  const {svg, html, frame, path, mark, explorable, extent, atLeast, ramp, number, points, signed, times, money} = Charts;
+  const {svg, html, frame, path, mark, walkable, explorable, say, extent, atLeast, ramp, number, points, signed, times, money} = Charts;
   const report = JSON.parse(document.getElementById("report").textContent);
   const metric = report.task.metric.replaceAll("_", " ");
   const ONE_POINT = 0.01;
+  const sum = values => values.reduce((total, value) => total + value, 0);
   const byId = id => document.getElementById(id);
   const baseline = report.candidates[0];
   const verdict = Math.max(0, report.models.findIndex(model => model.name === report.verdict.model));
@@ -27,7 +28,6 @@
     root.dataset.theme = isDark() ? "light" : "dark";
     try { localStorage.setItem("alembert-theme", root.dataset.theme); } catch { /* storage may be forbidden */ }
     nameTheme();
-    drawAll();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme);
   nameTheme();
@@ -36,7 +36,7 @@
   const AXES = {
     texts_per_second: {label: "texts per second, more is better →", better: 1, show: number},
     macs: {label: "← FLOPs per text, fewer are better", better: -1, show: value => number(2 * value), scale: 2},
-    p50_ms: {label: "← median ms of one text at a time, fewer are better", better: -1, show: value => number(value) + " ms"},
+    p50_ms: {label: "← median ms for one text, less is better", better: -1, show: value => number(value) + " ms"},
   };
   const BACKENDS = {onnxruntime: "ONNX Runtime", torch: "Alembert, torch", onnx: "Alembert, ONNX Runtime", outside: "outside program"};
   const engine = row => (BACKENDS[row.backend] || row.backend) + (row.precision ? ", " + row.precision : "");
@@ -65,7 +65,7 @@
     const values = known.map(row => row[key] * scale), [low, high] = extent(values);
     const holder = byId("trade-chart"), narrow = holder.clientWidth < 520;
     const chart = frame(holder, {
-      height: narrow ? 320 : 400, title: `${metric} against ${axis.label}`,
+      height: narrow ? 320 : 400, title: `${metric} against ${axis.label.replace(/^← | →$/g, "")}`,
       x: {domain: [low / 1.18, high * 1.18], log: true, label: axis.label},
       y: {domain: atLeast(extent(known.map(row => row.metric), 0.12), ONE_POINT), scale: 100, label: metric},
       margin: {top: 26, left: narrow ? 40 : 48},
@@ -83,7 +83,7 @@
     chart.root.append(svg("line", {class: "reference", x1: chart.area.left, x2: chart.area.right, y1: Y(baseline.metric), y2: Y(baseline.metric)}));
     for (const group of groups) {
       const rows = group.rows.filter(row => row[key] !== null).sort((a, b) => (a.speed ?? 0) - (b.speed ?? 0));
-      if (rows.length > 1) chart.root.append(svg("path", {d: path(rows.map(row => [x(row), Y(row.metric)])), fill: "none", stroke: group.colour, "stroke-width": 1.6, "stroke-opacity": 0.75}));
+      if (rows.length > 1) chart.root.append(svg("path", {d: path(rows.map(row => [x(row), Y(row.metric)])), fill: "none", stroke: group.colour, "stroke-width": 1.4}));
     }
     for (const group of groups) {
       for (const row of group.rows.filter(row => row[key] !== null)) {
@@ -105,7 +105,7 @@
       chart.root.append(svg("circle", {cx: x(leading), cy: Y(leading.metric), r: 13, fill: "none", stroke: "var(--good)", "stroke-width": 2, "pointer-events": "none"}));
       chart.root.append(svg("text", {x: x(leading), y: Y(leading.metric) + 29, "text-anchor": "middle", class: "halo", style: "fill: var(--good); font-weight: 600"}, "verdict"));
     }
-    explorable(chart.root, marks, "Candidates. Arrow keys go from mark to mark and show details.");
+    explorable(chart.root, marks);
     byId("trade-legend").replaceChildren(...groups.map(group => html("li", {},
       svg("svg", {viewBox: "-9 -7 18 14", "aria-hidden": "true"}, mark(group.shape, 0, 0, 5.5, {fill: group.colour, stroke: group.colour})), group.name)));
   }
@@ -163,11 +163,12 @@
   function showStatus(speed) {
     const status = byId("speed-status"), calibration = model().calibration, certified = certifiedSpeeds().includes(speed);
     status.classList.toggle("certified", certified || speed === 0);
-    if (certified) {
-      status.textContent = calibration.promise;
-    } else if (speed === 0) status.textContent = "the full model itself";
-    else if (!calibration || calibration.mode !== "certified") status.textContent = "no guarantee";
-    else status.textContent = speed > Math.max(...certifiedSpeeds(), 0) ? "faster than certified: no guarantee" : "not among the speeds tested: no guarantee";
+    const text = certified ? calibration.promise
+      : speed === 0 ? "the full model itself"
+      : !calibration || calibration.mode !== "certified" ? "no guarantee"
+      : speed > Math.max(...certifiedSpeeds(), 0) ? "faster than certified: no guarantee" : "not among the speeds tested: no guarantee";
+    // The same words set anew would be spoken anew.
+    if (status.textContent !== text) status.textContent = text;
   }
 
   const cursors = [];
@@ -179,10 +180,11 @@
     const known = curve.speedup.every(value => value !== null);
     const xs = known ? curve.speedup : e.speeds;
     const holder = byId("curve-chart");
+    const [low, high] = extent(xs), room = Math.max((high / low) ** 0.02, 1.02);
     const scores = atLeast(extent([...curve.low, ...curve.high], 0.03), ONE_POINT);
     const chart = frame(holder, {
       height: 300, title: `${metric} along the speeds`, margin: {top: 26},
-      x: known ? {domain: extent(xs, 0.02), log: true, label: "times fewer operations than at speed 0 (logarithmic)", unit: "×", ticks: 5}
+      x: known ? {domain: [low / room, high * room], log: true, label: "fewer operations than at speed 0 (log)", unit: "×", ticks: 5}
         : {domain: [0, 1], label: "speed"},
       y: {domain: scores, scale: 100, label: metric},
     });
@@ -228,18 +230,17 @@
     });
     chart.root.addEventListener("pointerleave", Charts.hideTip);
     chart.root.addEventListener("click", event => slide(find(event)));
-    chart.root.setAttribute("tabindex", "0");
-    chart.root.setAttribute("aria-description", "Arrow keys change the speed and show details.");
+    walkable(chart.root, "Arrow keys go from speed to speed.");
     chart.root.addEventListener("keydown", event => {
       const to = {ArrowRight: place() + 1, ArrowUp: place() + 1, ArrowLeft: place() - 1, ArrowDown: place() - 1, Home: 0, End: spots.length - 1}[event.key];
       if (event.key === "Escape") Charts.hideTip();
       if (to === undefined) return;
       event.preventDefault();
       slide(to);
-      const box = chart.root.getBoundingClientRect(), ratio = box.width / chart.width, [x, y] = spots[place()];
-      Charts.showTip(describe(place()).filter(Boolean), {left: box.left + x * ratio, width: 0, top: box.top + (y ?? chart.area.top) * ratio - 6, bottom: box.top + (y ?? chart.area.bottom) * ratio + 6});
+      const box = chart.root.getBoundingClientRect(), ratio = box.width / chart.width, [x, y] = spots[place()], lines = describe(place()).filter(Boolean);
+      say(lines);
+      Charts.showTip(lines, {left: box.left + x * ratio, width: 0, top: box.top + (y ?? chart.area.top) * ratio - 6, bottom: box.top + (y ?? chart.area.bottom) * ratio + 6});
     });
-    chart.root.addEventListener("blur", Charts.hideTip);
   }
 
   function drawShares(e) {
@@ -296,12 +297,13 @@
     const e = exits(), {edges, right, wrong} = e.uncertainty, holder = byId("uncertainty");
     holder.replaceChildren();
     const tops = right.map((counts, index) => Math.max(...counts.map((count, bin) => count + wrong[index][bin])));
+    const middle = counts => { let left = sum(counts) / 2; return edges[1 + counts.findIndex(count => (left -= count) <= 0)]; };
     right.forEach((counts, index) => {
       const box = html("div"), title = html("div", {class: "dim"});
       holder.append(html("div", {}, title, box));
       const rows = report.task.rows;
       const chart = frame(box, {
-        height: 118, title: `uncertainty at layer ${e.layers[index]}`, margin: {left: 30, bottom: 20, right: 4, top: 6},
+        height: 118, margin: {left: 30, bottom: 20, right: 4, top: 6},
         x: {domain: [0, 1], values: [0, 0.5, 1]}, y: {domain: [0, tops[index] / rows], ticks: 2, scale: 100, unit: "%"},
       });
       counts.forEach((count, bin) => {
@@ -310,11 +312,14 @@
         chart.root.append(svg("rect", {x, width, y: high, height: chart.area.bottom - high, fill: "var(--right)"}));
         chart.root.append(svg("rect", {x, width, y: higher, height: high - higher, fill: "var(--wrong)"}));
       });
+      const halves = [["right", counts], ["wrong", wrong[index]]].filter(([, some]) => sum(some)).map(([kind, some]) => `half of what is ${kind} up to ${number(middle(some))}`);
+      const described = `uncertainty at layer ${e.layers[index]}: ${points(sum(counts) / rows)}% right; ${halves.join(", ")}`;
       const line = svg("line", {class: "cursor", y1: chart.area.top - 4, y2: chart.area.bottom});
       chart.root.append(line);
       cursors.push(at => {
         const x = chart.X(e.speeds[at]), below = e.curve.counts[at][index];
         line.setAttribute("x1", x); line.setAttribute("x2", x);
+        chart.root.setAttribute("aria-label", `${described}; ${shareText(below / rows)} of texts leave here at speed ${e.speeds[at]}`);
         title.replaceChildren(html("b", {class: "strong", style: "color: var(--ink)"}, `layer ${e.layers[index]}`), ` ${shareText(below / rows)} of texts leave here`);
       });
     });
@@ -322,19 +327,20 @@
 
   function drawReliability() {
     const holder = byId("reliability"), lowest = model().reliability.flatMap(exit => exit.bins.map(bin => Math.min(bin.accuracy, bin.confidence)));
-    const from = Math.max(0, Math.floor(10 * Math.min(...lowest)) / 10);
+    const from = Math.min(0.9, Math.max(0, Math.floor(10 * Math.min(...lowest)) / 10));
     holder.replaceChildren();
     model().reliability.forEach((exit, index) => {
-      const box = html("div"), name = exitName(exit.layer, index, model().reliability.length);
-      holder.append(html("div", {}, html("div", {class: "dim"}, html("b", {style: "color: var(--ink)"}, name), ` ECE ${exit.expected_calibration_error.toFixed(3)}`), box));
+      const box = html("div"), name = exitName(exit.layer, index, model().reliability.length), ece = `ECE ${exit.expected_calibration_error.toFixed(3)}`;
+      const rows = sum(exit.bins.map(bin => bin.rows)), mean = key => points(sum(exit.bins.map(bin => bin.rows * bin[key])) / rows);
+      holder.append(html("div", {}, html("div", {class: "dim"}, html("b", {style: "color: var(--ink)"}, name), " " + ece), box));
       const chart = frame(box, {
-        height: 140, title: `accuracy by confidence after ${name}`, margin: {left: 30, bottom: 20, right: 8, top: 8},
+        height: 140, title: `accuracy by confidence after ${name}: ${mean("accuracy")}% right, ${mean("confidence")}% sure on average, ${ece}`, margin: {left: 30, bottom: 20, right: 8, top: 8},
         x: {domain: [from, 1], values: [from, (from + 1) / 2, 1], scale: 100}, y: {domain: [from, 1], values: [from, (from + 1) / 2, 1], scale: 100},
       });
       chart.root.append(svg("line", {class: "reference", x1: chart.X(from), y1: chart.Y(from), x2: chart.X(1), y2: chart.Y(1)}));
-      const spots = exit.bins.map(bin => [chart.X(bin.confidence), chart.Y(bin.accuracy)]), rows = exit.bins.reduce((sum, bin) => sum + bin.rows, 0);
+      const spots = exit.bins.map(bin => [chart.X(bin.confidence), chart.Y(bin.accuracy)]);
       const solid = spots.filter((_, k) => exit.bins[k].rows >= Math.max(5, rows / 100));
-      chart.root.append(svg("path", {d: path(solid), fill: "none", stroke: "var(--accent)", "stroke-width": 1.2, "stroke-opacity": 0.6}));
+      chart.root.append(svg("path", {d: path(solid), fill: "none", stroke: "var(--accent)", "stroke-width": 1}));
       const marks = exit.bins.map((bin, k) => {
         const element = svg("circle", {cx: spots[k][0], cy: spots[k][1], r: 1.5 + 7 * Math.sqrt(bin.rows / rows), fill: "var(--accent)", "fill-opacity": 0.75, stroke: "var(--bg)"});
         chart.root.append(element);
@@ -361,8 +367,10 @@
     const box = html("div");
     holder.append(html("div", {}, html("div", {class: "dim"}, html("b", {style: "color: var(--ink)"}, one.name), ` ${number(spots.at(-1)[1])} at the end`), box));
     const values = spots.map(([, value]) => value), [low, high] = extent(values);
+    const told = ([step, value]) => `${number(value)} at step ${step.toLocaleString("en-US")}`;
+    const course = spots.length < 2 ? told(spots[0]) : `${told(spots[0])}, ${told(spots.at(-1))}, between ${number(low)} and ${number(high)}`;
     const chart = frame(box, {
-      height: 130, title: `${one.name} by step`, margin: {left: 38, bottom: 20, right: 10, top: 8},
+      height: 130, title: `${one.name} by step: ${course}`, margin: {left: 38, bottom: 20, right: 10, top: 8},
       x: {domain: [0, Math.max(spots.at(-1)[0], 1)], ticks: 3}, y: {domain: low === high ? [low - 0.5, high + 0.5] : extent(values, 0.06), ticks: 3},
     });
     const line = spots.map(([step, value]) => [chart.X(step), chart.Y(value)]);
@@ -402,7 +410,7 @@
   }
   function drawFlow(box, flow, students, teachers, kind) {
     const width = Math.max(240, box.clientWidth), left = 58, cell = (width - left - 44) / teachers.length, high = Math.max(26, Math.min(44, cell)), top = 30;
-    const height = top + high * students.length + 58;
+    const height = top + high * students.length + 40;
     const rootElement = svg("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `flow of ${kind} from student to teacher layers`});
     const most = Math.max(...flow.flat()), marks = [];
     rootElement.append(svg("text", {x: left, y: 11, class: "strong"}, "teacher layer →"), svg("text", {x: 0, y: 26}, "student ↓"));
@@ -411,21 +419,21 @@
       const x = left + t * cell;
       rootElement.append(svg("text", {x: x + cell / 2, y: 26, "text-anchor": "middle"}, String(t + 1)));
       const tall = 30 * weight / heaviest, y = top + high * students.length + 6;
-      rootElement.append(svg("rect", {x: x + 2, y, width: cell - 4, height: tall, fill: "var(--c1)", "fill-opacity": 0.8}, svg("title", {}, `teacher layer ${t + 1}: weight ${points(weight)}%`)));
+      rootElement.append(svg("rect", {x: x + 2, y, width: cell - 4, height: tall, fill: "var(--c1)"}, svg("title", {}, `teacher layer ${t + 1}: weight ${points(weight)}%`)));
     });
     students.forEach((weight, s) => {
       const y = top + s * high;
       rootElement.append(svg("text", {x: left - 8, y: y + high / 2 + 4, "text-anchor": "end"}, String(s + 1)));
-      rootElement.append(svg("rect", {x: left + cell * teachers.length + 6, y: y + 2, width: 34 * weight / heaviest, height: high - 4, fill: "var(--c1)", "fill-opacity": 0.8}, svg("title", {}, `student layer ${s + 1}: weight ${points(weight)}%`)));
+      rootElement.append(svg("rect", {x: left + cell * teachers.length + 6, y: y + 2, width: 34 * weight / heaviest, height: high - 4, fill: "var(--c1)"}, svg("title", {}, `student layer ${s + 1}: weight ${points(weight)}%`)));
       flow[s].forEach((share, t) => {
         const x = left + t * cell;
-        const element = svg("rect", {x: x + 0.5, y: y + 0.5, width: cell - 1, height: high - 1, rx: 3, fill: "var(--accent)", "fill-opacity": (share / most).toFixed(3), stroke: "var(--line)"});
+        // No darker than lets the number be read in either theme.
+        const element = svg("rect", {x: x + 0.5, y: y + 0.5, width: cell - 1, height: high - 1, rx: 3, fill: "var(--accent)", "fill-opacity": (0.55 * share / most).toFixed(3), stroke: "var(--line)"});
         rootElement.append(element);
         marks.push({x: s * 1000 + x, element, lines: [`student ${s + 1} → teacher ${t + 1}`, `${points(share)}% of the flow`]});
-        if (share >= 0.005 && cell >= 17) rootElement.append(svg("text", {x: x + cell / 2, y: y + high / 2 + 4, "text-anchor": "middle", "pointer-events": "none", style: `fill: ${share / most > (isDark() ? 0.55 : 0.85) ? "var(--bg)" : "var(--ink)"}; font-size: 10px`}, points(share, 0)));
+        if (share >= 0.005 && cell >= 17) rootElement.append(svg("text", {x: x + cell / 2, y: y + high / 2 + 4, "text-anchor": "middle", "pointer-events": "none", style: "fill: var(--ink); font-size: 10px"}, points(share, 0)));
       });
     });
-    rootElement.append(svg("text", {x: left, y: height - 4}, "cells: % of the flow; bars: weights after the step"));
     box.replaceChildren(rootElement);
     explorable(rootElement, marks);
   }
