@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from exit_banks import train_banks
 
 from alembert.benchmarks.evaluation import ExitAnswers, collect_exit_answers, task_texts
@@ -27,7 +28,9 @@ from alembert.cli.options import limit_rows, quiet_libraries
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json
 from alembert.data import load_task
+from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task
+from alembert.data.validation import rows_not_in_train
 from alembert.methods.alembert import student_depth
 from alembert.methods.deebert import DeeBertOptions
 from alembert.methods.distillation import distill
@@ -67,6 +70,7 @@ MOVING: dict[str, tuple[tuple[str, dict[str, Any], float], ...]] = {
     "alembert, answers alone": (("alembert", {"hard_weight": 0.0}, 1.0),),
     "alembert, first layers": (("alembert", {"init_layers": FIRST_HALF}, 1.0),),
     "alembert": (("alembert", {}, 1.0),),
+    "alembert, two budgets": (("alembert", {}, 2.0),),
 }
 """Of the rows whose backbone learns: methods in turn, with options and share of the budget."""
 PASS, FROZEN_STEP = 1 / 3, 1 / 2
@@ -93,12 +97,17 @@ def main(command_line: Sequence[str] | None = None) -> None:
         "test": arguments.max_test_rows,
     }
     task = limit_rows(task, limits, 1)
-    study = open_study(arguments, task)
+    scored = task
+    if arguments.unseen_rows:
+        scored = replace(task, splits={name: unseen(task, name) for name in task.splits})
+    study = open_study(arguments, scored)
     for seed in map(int, arguments.seeds.split(",")):
         settings = TrainingSettings(**study["settings"]["training"], seed=seed)
         teacher = arguments.output / f"teacher-{seed}"
         finetune(arguments.model, task, teacher, settings=settings)
         scores = read_json(teacher / "metrics.json")
+        if scored is not task:
+            scores |= scores_of(teacher, scored, arguments.max_length)
         if scores["dev"][task.main_metric] <= scores["majority_baseline"]:
             raise InputError(
                 f"{teacher} only gives the commonest answer: train it on more rows, or for longer"
@@ -108,10 +117,27 @@ def main(command_line: Sequence[str] | None = None) -> None:
         seen = replace(task, splits={name: rows for name, rows in task.splits.items() if name != "test"})
         missing = [row for row in wanted if str(seed) not in study["results"].get(row, {})]
         for row, folder in trained(missing, seed, teacher, seen, settings, arguments.output):
-            measured = measure(folder, teacher, task, arguments.max_length)
+            measured = measure(folder, teacher, scored, arguments.max_length)
             study["results"].setdefault(row, {})[str(seed)] = measured
             write_json(arguments.json, study)
             print(f"{row}, seed {seed}: area on dev {max(measured['areas_on_dev'].values()):.4f}", flush=True)
+
+
+def unseen(task: Task, split: str) -> Dataset:
+    """A split without the rows that stand in train too; train itself as it is."""
+    rows = task.dataset(split)
+    return rows if split == "train" else rows.select(rows_not_in_train(task.splits, split))
+
+
+def scores_of(model: Path, task: Task, max_length: int) -> dict[str, dict[str, float]]:
+    """What a classifier without exits scores on dev and test."""
+    classifier = AdaptiveClassifier.from_pretrained(str(model), max_length=max_length)
+    scores = {}
+    for split in ("dev", "test"):
+        logits = collect_exit_answers(classifier, task_texts(task, split)).logits[:, -1]
+        labels = np.asarray(task.dataset(split)["labels"])
+        scores[split] = compute_metrics(task.problem_type, task.metrics, logits, labels)
+    return scores
 
 
 def open_study(arguments: argparse.Namespace, task: Task) -> dict[str, Any]:
@@ -327,6 +353,9 @@ def parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-train-rows", type=int)
     parser.add_argument("--max-dev-rows", type=int)
     parser.add_argument("--max-test-rows", type=int)
+    parser.add_argument(
+        "--unseen-rows", action="store_true", help="leave rows of dev and test out that stand in train too"
+    )
     return parser.parse_args(command_line)
 
 

@@ -404,3 +404,7 @@ def test_regression_of_several_values_is_refused(teacher: Path, tmp_path: Path) 
         InputError, match="several: predicts 3 values at once, and only regression of one value"
     ):
         AdaptiveClassifier.from_pretrained(folder)
+
+
+def test_classes_are_the_labels_under_scikit_learns_name(classifier: AdaptiveClassifier) -> None:
+    assert classifier.classes_.tolist() == list(classifier.label_names) == ["food", "sport", "weather"]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from alembert.cli.app import run
+from alembert.methods.registry import METHODS
 
 TINY = ["--epochs", "1", "--batch-size", "16", "--learning-rate", "2e-3", "--max-length", "32"]
 Capture = pytest.CaptureFixture[str]
@@ -132,6 +133,11 @@ def test_wrong_names_values_and_folders_are_refused(
         ([*distill, "ms-bert", "--preset", "mine"], "no preset 'mine'"),
         ([*distill, "ms-bert", "--set", "emdd=sorted"], "unknown option of method ms-bert 'emdd'"),
         ([*distill, "ms-bert", "--set", "emd=cosine"], "emd='cosine'"),
+        (
+            [*distill, "ms-bert", "--student", "2x16"],
+            "leave it out, or train the student first, as --method tinybert+ms-",
+        ),
+        ([*distill, "alembert", "--student", "2x16"], "its depth is --set depth=…"),
         ([*distill, "ms-bert", "--set", "emd"], "name=value"),
         ([*distill, "ms-bert", "--training", "speed=1"], "unknown training setting 'speed'"),
         ([*finetune, "--epochs", "0"], "epochs=0"),
@@ -197,6 +203,14 @@ def test_json_stands_alone_on_standard_output(
     assert facts["label_names"] == ["food", "sport", "weather"]
     assert {"fastbert", "ms-bert", "tinybert", "bert-emd", "lrc-bert"} <= set(answer("methods"))
     assert answer("methods", "ms-bert")["options"]["emd"]["default"] == "auto"
+    own = answer("methods", "alembert")
+    assert own["training"]["learning_rate"]["default"] == 1e-4
+    assert own["options"]["depth"]["values"] == "number > 0, ≤ 1"
+    assert own["options"]["depth"]["what"].startswith("of the student, as a share")
+    for name in METHODS:
+        schema = answer("methods", name)
+        described = schema["options"] | schema["training"]
+        assert [field for field, facts in described.items() if not facts["what"]] == [], name
 
 
 def test_a_folder_of_plain_text_is_read_whole(tiny_encoder: Path, tmp_path: Path, capfd: Capture) -> None:

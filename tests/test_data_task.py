@@ -292,7 +292,8 @@ def test_paths_that_are_not_there_do_not_reach_for_the_hub(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert message(source) == f"{source}: no such file or folder."
+    hint = " A data set of the hub is named organisation/name." if source == "reviews" else ""
+    assert message(source) == f"{source}: no such file or folder.{hint}"
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

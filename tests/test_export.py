@@ -24,7 +24,7 @@ from alembert.benchmarks.flops import CostModel
 from alembert.benchmarks.pruning import PartTimes, prune_exits, segment_macs, time_parts
 from alembert.cli.app import run
 from alembert.common.errors import InputError
-from alembert.models.loading import load_classifier, load_encoder
+from alembert.models.loading import load_classifier, load_config, load_encoder
 from alembert.runtime.export import export_classifier
 from alembert.runtime.export_folder import check_output, written_whole
 from alembert.runtime.graph_optimisation import drop_unused, fix_reshapes
@@ -73,6 +73,14 @@ def run_segments(folder: Path, batch: dict[str, torch.Tensor]) -> list[np.ndarra
 
 
 class TestFolder:
+    def test_it_is_told_from_a_folder_without_a_model(self, exported: Path, tmp_path: Path) -> None:
+        with pytest.raises(
+            InputError, match=r"is an exported model, or a part of one.*give the run that it came from"
+        ):
+            load_config(str(exported))
+        with pytest.raises(InputError, match="no model in Hugging Face layout"):
+            load_config(str(tmp_path))
+
     def test_the_manifest_describes_the_model(self, fast: Path, exported: Path) -> None:
         manifest = Manifest.read(exported)
         manifest.check(exported)

@@ -288,6 +288,21 @@ def test_guarantees_in_words() -> None:
         assert expected in wording.guarantee_sentence(report)
 
 
+def test_what_was_not_measured_or_not_promised_of_one_model_alone_is_said() -> None:
+    report = made_report()
+    report["verdict"]["guarantee"] |= {"confidence": 0.9, "among": 2}
+    assert "90% sure" in wording.headline(report)
+    assert "chosen here among 2 that are certified one by one" in wording.guarantee_sentence(report)
+    report["verdict"]["ratio_kind"] = "estimated"
+    exits = next(m for m in report["models"] if m["name"] == report["verdict"]["model"])["exits"]
+    exits["measured_speeds"] = [0.0, 0.5]
+    assert wording.headline(report).startswith("About 4.1× cheaper")
+    exits["measured_speeds"] = [0.0]
+    assert wording.headline(report).startswith("At best 4.1× cheaper")
+    report["verdict"]["ratio"] = 1.0
+    assert wording.headline(report).startswith("At best no cheaper")
+
+
 def test_limits_are_told_exactly_and_small_costs_in_two_digits() -> None:
     report = made_report()
     for most, told in ((0.0025, "0.25"), (0.0125, "1.25"), (0.07, "7.0"), (0.0004, "0.04")):

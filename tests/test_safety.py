@@ -15,6 +15,7 @@ import alembert
 from alembert.benchmarks.calibration import calibrate
 from alembert.cli.app import run
 from alembert.common import locks
+from alembert.runtime.hold_out import read_hold_out
 from alembert.training import runner
 from alembert.training.checkpoints import (
     last_complete_checkpoint,
@@ -229,6 +230,42 @@ def test_held_out_rows_can_be_evaluated(
     printed = capsys.readouterr().out
     assert '"split": "dev"' in printed
     assert '"rows": 6' in printed
+
+
+def test_students_are_scored_on_rows_that_their_teacher_held_out(
+    tiny_encoder: Path, teacher: Path, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, first, second = tmp_path / "train-only", tmp_path / "first", tmp_path / "second"
+    folder.mkdir()
+    shutil.copy(task_folder / "train.tsv", folder)
+    flags = [
+        "--data",
+        str(folder),
+        "--epochs",
+        "16",
+        "--max-length",
+        "32",
+        "--batch-size",
+        "8",
+        "--learning-rate",
+    ]
+    assert (
+        run(["finetune", "--model", str(tiny_encoder), "--output", str(first), *flags, "2e-3", "--seed", "5"])
+        == 0
+    )
+    distill = ["distill", "--method", "fastbert", *flags, "1e-2", "--seed", "6"]
+    assert run([*distill, "--teacher", str(first), "--output", str(second)]) == 0
+    splits = [
+        json.loads((path / "alembert.json").read_text())["configuration"]["task"]["splits"]
+        for path in (first, second)
+    ]
+    assert splits[0] == splits[1] and splits[0]["dev"]["rows"] == 6
+    assert read_hold_out(second) == read_hold_out(first)
+    assert "not known to be new" not in caplog.text
+    # This teacher has learned from files of its own: the run's seed holds dev out, and a warning says what is unknown.
+    other = tmp_path / "other"
+    assert run([*distill, "--teacher", str(teacher), "--output", str(other)]) == 0
+    assert "rows that seed 6 holds out of train are not known to be new" in caplog.text
 
 
 def test_broken_records_and_values_are_one_message(

@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 import alembert
 from alembert.common.errors import InputError
+from alembert.common.files import read_json
 from alembert.data.metrics import compute_metrics
 from alembert.data.task import Task
 from alembert.models.exit_heads import EXIT_HEADS
@@ -321,6 +322,27 @@ def test_a_finetuned_run_holds_all_that_is_needed(teacher: Path, task: Task) -> 
     assert labels is not None
     assert metrics["dev"]["accuracy"] == pytest.approx(float((logits[:, -1].argmax(-1) == labels).mean()))
     assert "accuracy" in (teacher / "README.md").read_text(encoding="utf-8")
+
+
+def test_settings_are_an_object_or_the_fields_that_change(
+    tiny_encoder: Path, teacher: Path, task: Task, tmp_path: Path
+) -> None:
+    short = {"epochs": 0.5, "max_length": 16, "seed": 3}
+
+    def resolved(folder: str) -> dict[str, Any]:
+        settings: dict[str, Any] = read_json(tmp_path / folder / "alembert.json")["configuration"]["settings"]
+        return settings
+
+    alembert.finetune(str(tiny_encoder), task, tmp_path / "fields", settings=short)
+    alembert.finetune(str(tiny_encoder), task, tmp_path / "object", settings=TrainingSettings(**short))
+    assert resolved("fields") == resolved("object") | {"evaluate_every_epoch": True}
+    assert {name: resolved("fields")[name] for name in short} == short
+    with pytest.raises(InputError, match="unknown training setting 'epoch'"):
+        alembert.finetune(str(tiny_encoder), task, tmp_path / "wrong", settings={"epoch": 1})
+    for folder, chosen in (("first", short), ("second", TrainingSettings(**short))):
+        alembert.distill("fastbert", str(teacher), task, tmp_path / folder, settings=chosen)
+    # The preset's rate, which only a field that was given replaces.
+    assert resolved("first") == resolved("second") and resolved("first")["learning_rate"] == 1e-3
 
 
 def test_heads_have_a_rate_of_their_own(tiny_encoder: Path, task: Task, tmp_path: Path) -> None:

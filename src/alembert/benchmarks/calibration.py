@@ -32,7 +32,7 @@ from alembert.data.validation import check_same_labels, rows_not_in_train
 from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.runtime.calibration_file import CALIBRATION_FILE, model_files_fingerprint, write_calibration
 from alembert.runtime.policies import MULTI_LABEL, REGRESSION, check_speed
-from alembert.runtime.torch_backend import DTYPES
+from alembert.runtime.torch_backend import DTYPES, precision_of
 
 Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -128,7 +128,7 @@ def calibrate(
     elif not tested_speeds:
         raise InputError("no speeds to test: give at least one above 0")
     computes_in = getattr(classifier.backend, "dtype", None)
-    dtype = next((name for name, kind in DTYPES.items() if str(kind) == f"torch.{computes_in}"), None)
+    dtype = precision_of(computes_in)
     if computes_in is not None and dtype is None:
         raise InputError(
             f"{model_name} computes in {computes_in}, which it is never loaded in: take {' or '.join(DTYPES)}"

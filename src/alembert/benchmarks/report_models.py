@@ -28,6 +28,7 @@ from alembert.data.task import Task, rows_sha256
 from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.runtime.calibration_file import CalibratedSpeed
 from alembert.runtime.policies import REGRESSION, ExitPolicy
+from alembert.runtime.torch_backend import precision_of
 
 Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -98,7 +99,7 @@ def report_model(
         "name": name,
         "source": source,
         "exported": hasattr(classifier.backend, "manifest"),
-        "precision": classifier.settings["dtype"],
+        "precision": precision_of(classifier.settings["dtype"]),
         "layers": classifier.exit_layers[-1],
         "parameters": _parameters(classifier),
         "max_length": classifier.max_length,

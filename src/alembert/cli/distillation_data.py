@@ -43,29 +43,34 @@ def load_distillation_data(
             "its place: leave --max-train-rows out, or augment a train file of fewer rows"
         )
     facts, seed = classifier_facts(teacher), resolved_seed(settings)
-    hold_out = read_hold_out(teacher)
-    holding_seed = seed if hold_out is None else hold_out.seed
     problem_type = problem_type or facts.problem_type
 
-    def read(source: str, required: tuple[str, ...], columns: dict[str, Any]) -> Task:
+    def read(source: str, required: tuple[str, ...], columns: dict[str, Any], seed: int = seed) -> Task:
         return load_task(
             source,
             problem_type=problem_type,
             label_names=facts.label_names,
-            seed=holding_seed,
+            seed=seed,
             required_splits=required,
             **columns,
         )
 
-    try:
-        task = read(data, ("train",), columns)
-    except InputError:
-        # A teacher that was never fine-tuned knows no labels: that is to be said, not that these are wrong.
-        load_classifier(teacher)
-        raise
-    is_known = held_out_alike(task, hold_out)
-    held_out = (augmented is not None or not is_known) and "dev" not in open_splits(data, ("train",))
-    if held_out and not is_known:
+    hold_out = read_hold_out(teacher)
+    # Where the teacher has learned from other data, its seed means nothing.
+    seeds = (seed,) if hold_out is None else dict.fromkeys((hold_out.seed, seed))
+    has_own_dev, is_known = False, False
+    for holding_seed in seeds:
+        try:
+            task = read(data, ("train",), columns, holding_seed)
+        except InputError:
+            # A teacher that was never fine-tuned knows no labels: that is to be said, not that these are wrong.
+            load_classifier(teacher)
+            raise
+        is_known = held_out_alike(task, hold_out)
+        has_own_dev = "dev" in open_splits(data, ("train",))
+        if is_known or has_own_dev:
+            break
+    if not is_known and not has_own_dev:
         logger.warning(
             "%s: has no dev split, and the rows that seed %d holds out of train are not known to be new to %s and its "
             "teachers: scores on them may flatter it and what learns from it.",
@@ -75,7 +80,7 @@ def load_distillation_data(
     if augmented is not None:
         columns = augmented_columns(augmented, columns, problem_type)
         (rows,) = read(augmented, (), columns).splits.values()
-        check_shared_rows(task, rows, augmented, holding_seed if held_out else None)
+        check_shared_rows(task, rows, augmented, None if has_own_dev else holding_seed)
     return o.limit_rows(task, limits, seed), rows
 
 

@@ -32,6 +32,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Types that a model can be run in, by the names that users give."""
 
 
+def precision_of(dtype: str | None) -> str | None:
+    """The name in `DTYPES` of a type such as "float32"; None for others, and where there is none."""
+    return next((name for name, kind in DTYPES.items() if str(kind) == f"torch.{dtype}"), None)
+
+
 def open_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
