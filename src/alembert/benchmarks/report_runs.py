@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alembert.common.errors import InputError
-from alembert.common.files import read_json
+from alembert.common.files import finite, read_json
 from alembert.models.loading import weights_fingerprint
 from alembert.runtime.manifest import Manifest, is_exported
 from alembert.training.run_directory import FINISHED, STEPS
@@ -106,15 +105,6 @@ def spread(length: int, most: int) -> list[int]:
 def _by_numbers(name: str) -> list[str | int]:
     """Sorts exit_2 before exit_10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
-def finite(value: Any) -> Any:
-    """A JSON value with None in place of NaN and infinity, which Python reads and JSON does not know."""
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(path: Path) -> dict[str, Any]:

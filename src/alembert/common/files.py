@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -71,6 +72,15 @@ def read_json(path: str | Path) -> Any:
         raise InputError(
             f"{path}: is no valid JSON ({error}); it was cut short or changed by hand"
         ) from error
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with None in place of NaN and infinity, which Python reads and writes and JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def file_sha256(path: str | Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from alembert.common.errors import InputError
+from alembert.common.files import finite
 from alembert.common.progress import progress_bar
 from alembert.data.corpus import load_corpus
 from alembert.data.metrics import compute_metrics
@@ -125,7 +125,7 @@ def _run_begun(
                 progress.bar.stop()
             state = trainer.state
         _check_finite(all(bool(weights.isfinite().all()) for weights in model.parameters()), "weights")
-        histories[stage.name] = _finite(
+        histories[stage.name] = finite(
             {
                 "log_history": state.log_history,
                 "best_metric": state.best_metric,
@@ -145,15 +145,6 @@ def _restore(trainer: DistillationTrainer, checkpoint: Path) -> TrainerState:
     # Not strict: a tensor with two names is saved under one.
     trainer.model.load_state_dict(load_file(kept / SAFE_WEIGHTS_NAME), strict=False)
     return state
-
-
-def _finite(value: Any) -> Any:
-    """The JSON value with None in place of NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_finite(finite: bool, what: str) -> None:
