@@ -21,7 +21,8 @@ from matplotlib import pyplot as plt
 OURS = "alembert"
 """The method that the others are compared with."""
 DRAWN = (
-    "fastbert", "ms-bert, paper", "deebert", "deebert, mean heads", "berxit, mean heads", "pabee, mean heads", OURS
+    "fastbert", "ms-bert, paper", "deebert", "deebert, mean heads", "berxit, mean heads", "pabee, mean heads",
+    "alembert, two budgets", OURS
 )  # fmt: skip
 
 
@@ -30,9 +31,10 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("studies", nargs="+", type=Path)
     parser.add_argument("--output", required=True, type=Path, help="without an ending")
+    parser.add_argument("--title", default="Early exits, in tables")
     arguments = parser.parse_args(command_line)
     studies = [read_json(path) for path in arguments.studies]
-    text = "# Early exits, in tables\n\n" + "\n".join(table(study) for study in studies)
+    text = f"# {arguments.title}\n\n" + "\n".join(table(study) for study in studies)
     write_text(arguments.output.with_suffix(".md"), text.rstrip() + "\n")
     plot(studies, arguments.output.with_suffix(".png"))
 

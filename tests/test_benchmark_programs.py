@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -314,6 +315,28 @@ def test_a_study_of_methods_of_exits_and_its_tables(
     page = output.with_suffix(".md").read_text()
     assert all(f"| {row} | 1 |" in page for row in rows)
     assert output.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_study_of_exits_can_leave_rows_out_that_stand_in_train(
+    program: Any, tiny_encoder: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    data, study = shutil.copytree(task_folder, tmp_path / "data"), tmp_path / "study.json"
+    task = alembert.load_task(task_folder)
+    new = len(set(task.dataset("test")["text"]) - set(task.dataset("train")["text"]))
+    train = (data / "train.tsv").read_text().splitlines()
+    with (data / "test.tsv").open("a") as file:
+        file.writelines(f"{line}\n" for line in train[1:21])
+    program("early_exit_study").main(
+        ["--model", str(tiny_encoder), "--data", str(data), "--output", str(tmp_path / "runs"), "--json", str(study),
+         "--epochs", "16", "--batch-size", "8", "--learning-rate", "2e-3", "--max-length", "32", "--seeds", "1",
+         "--rows", "deebert", "--unseen-rows"]
+    )  # fmt: skip
+    results = json.loads(study.read_text())
+    assert results["rows"]["train"] == 64 and new <= results["rows"]["test"] <= 32
+    teacher = results["teacher"]["1"]["test"]["accuracy"]
+    assert results["results"]["deebert"]["1"]["test"]["exits"]["4"] == pytest.approx(teacher)
+    rows = results["rows"]["test"]
+    assert teacher * rows == pytest.approx(round(teacher * rows))
 
 
 def test_what_slim_exits_keep_of_a_teacher(
