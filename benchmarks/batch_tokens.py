@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     classifier = AdaptiveClassifier.from_pretrained(
         given.model, speed=0.0, policy=given.policy, threads=given.threads
     )
-    task, split = load_evaluation_task(given.data, given.model, classifier, None)
+    task, split, _ = load_evaluation_task(given.data, given.model, classifier, None)
     rows = []
     for count in given.rows or [128, 1000]:
         texts = task_texts(limit_rows(task, {split: count}, 0), split)

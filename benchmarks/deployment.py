@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     given = parser.parse_args(arguments)
     quiet_libraries()
     classifier = AdaptiveClassifier.from_pretrained(given.exported)
-    task, split = load_evaluation_task(given.data, given.exported, classifier, given.split)
+    task, split, _ = load_evaluation_task(given.data, given.exported, classifier, given.split)
     texts: Any = task_texts(task, split)
     if task.is_pair:
         raise InputError(f"{given.data}: pairs of texts; this program streams files of single texts")

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         given.run, device="cpu", threads=threads, speed=given.speed, policy=given.policy
     )
     model, policy = classifier.backend.model, classifier.policy()
-    task, split = load_evaluation_task(given.data, given.run, classifier, None)
+    task, split, _ = load_evaluation_task(given.data, given.run, classifier, None)
     task = limit_rows(task, {split: given.rows}, 0)
     texts, labels = task_texts(task, split), np.array(task.dataset(split)["labels"])
     published = PublishedInference(

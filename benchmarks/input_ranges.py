@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     classifier = opened[FLOAT]
     if classifier.facts.problem_type != "single_label_classification":
         raise InputError(f"{given.run}: has no accuracy; give a classifier with one label per text")
-    task, split = load_evaluation_task(given.data, given.run, classifier, given.split, preset=given.task)
+    task, split, _ = load_evaluation_task(given.data, given.run, classifier, given.split, preset=given.task)
     task = limit_rows(task, {split: given.max_rows}, seed=1)
     texts, labels = task_texts(task, split), np.array(task.dataset(split)["labels"])
     probabilities = {precision: one.predict_proba(texts) for precision, one in opened.items()}

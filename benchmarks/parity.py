@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     opened = {given.run: run, **exports}
     if run.facts.problem_type == "regression":
         raise InputError(f"{given.run}: answers numbers, which have no accuracy; give a classifier")
-    task, split = load_evaluation_task(given.data, given.run, run, given.split)
+    task, split, _ = load_evaluation_task(given.data, given.run, run, given.split)
     texts, labels = task_texts(task, split), np.array(task.dataset(split)["labels"])
     truth = labels > 0 if labels.ndim == 2 else np.eye(len(run.label_names), dtype=bool)[labels]
     alone = np.sort(np.random.default_rng(0).permutation(len(texts))[: given.alone_rows])

@@ -494,7 +494,7 @@ def test_without_onnx_runtime_the_message_says_what_to_install(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"pip install 'alembert\[onnx\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[onnx\]'"):
         AdaptiveClassifier.from_pretrained(exported)
 
 

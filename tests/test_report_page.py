@@ -509,7 +509,7 @@ def test_markdown_and_pictures(tmp_path: Path) -> None:
             assert imread(folder / name).std() > 0.01, name
     text = markdown(report, {"candidates": "candidates.png"})
     assert text.startswith("# 4.1× cheaper at −0.3 points, 95% sure of ≤ 1.0\n")
-    assert "![candidates](candidates.png)" in text
+    assert "![Accuracy of every candidate against what it costs](candidates.png)" in text
     assert "| 0.3 (certified) | 88.0 | −2.0 | 40 | 2.50 | 2.00× | 3.0% | 70.0% |" in text
     assert "| 0.5 | 80.0 | −10.0 | 50 est. | 2.00 | 2.50× | 12.0% | 90.0% |" in text
     assert "<" not in text.replace("\\<", "") and "\\<script\\>" in text

@@ -236,5 +236,5 @@ def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (lambda: plots.plot_exit_shares(evaluation(), tmp_path / "b.png"), "matplotlib"),
         (lambda: plots.plot_speed_curve_html([evaluation()], tmp_path / "c.html"), "plotly"),
     ):
-        with pytest.raises(InputError, match=rf'{library}.*pip install "alembert\[report\]"'):
+        with pytest.raises(InputError, match=rf"{library}.*pip install -e '\.\[report\]'"):
             draw()

@@ -117,7 +117,8 @@ def predict(
             f"{classifier.facts.problem_type} under {classifier.settings['policy']}; leave it out"
         )
     calibrated = (Path(run) / CALIBRATION_FILE).is_file()
-    if speed is None and not calibrated and classifier.speed == 0 and len(classifier.exit_layers) > 1:
+    effective = classifier.settings
+    if speed is None and not calibrated and effective["speed"] == 0 and effective["exits"]:
         logging.getLogger("alembert").info(
             "At speed 0 the full model answers all texts: --speed, or a calibration (alembert calibrate), lets easy "
             "ones leave early."
