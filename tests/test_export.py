@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -627,6 +628,21 @@ class TestOutput:
     def names(self, folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir())
 
+    def failing_renames(
+        self, patch: pytest.MonkeyPatch, fails: Callable[[int], bool], error: type[BaseException] = OSError
+    ) -> list[Path]:
+        """Makes the renames fail whose number, from 1, `fails` says; returns the list of all targets to come."""
+        rename, done = Path.rename, []
+
+        def renamed(path: Path, target: Path) -> Path:
+            done.append(target)
+            if fails(len(done)):
+                raise error
+            return rename(path, target)
+
+        patch.setattr(Path, "rename", renamed)
+        return done
+
     def test_a_folder_that_is_there_is_filled_and_not_replaced(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -650,15 +666,7 @@ class TestOutput:
     ) -> None:
         output = tmp_path / "out"
         self.write(output, "old")
-        rename, done = Path.rename, []
-
-        def failing(path: Path, target: Path) -> Path:
-            done.append(target)
-            if len(done) == moves + 1:
-                raise error
-            return rename(path, target)
-
-        monkeypatch.setattr(Path, "rename", failing)
+        done = self.failing_renames(monkeypatch, lambda number: number == moves + 1, error)
         with pytest.raises(error):
             self.write(output, "new")
         assert self.names(output) == ["README.md", "manifest.json", "old"]
@@ -673,16 +681,8 @@ class TestOutput:
     ) -> None:
         output = tmp_path / "out"
         self.write(output, "old")
-        rename, done = Path.rename, []
-
-        def killed(path: Path, target: Path) -> Path:
-            done.append(target)
-            if len(done) > moves:
-                raise OSError
-            return rename(path, target)
-
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", killed)
+            self.failing_renames(patch, lambda number: number > moves)
             patch.setattr(shutil, "rmtree", lambda *_, **__: None)
             with pytest.raises(OSError):
                 self.write(output, "new")
@@ -698,16 +698,9 @@ class TestOutput:
     ) -> None:
         output = tmp_path / "out"
         self.write(output, "old")
-        rename, done = Path.rename, []
-
-        def failing(path: Path, target: Path) -> Path:
-            done.append(target)
-            if len(done) in (4, 6):  # the first new file, and the second one of the way back
-                raise OSError
-            return rename(path, target)
-
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", failing)
+            # The first new file, and the second one of the way back.
+            self.failing_renames(patch, lambda number: number in (4, 6))
             with pytest.raises(OSError):
                 self.write(output, "new")
         assert not (output / "manifest.json").exists()

@@ -720,7 +720,8 @@ def test_charts_are_spoken(browser: Any, page_file: Path) -> None:
     ):
         assert any(label.startswith(told) for label in labels), told
     # A region that is there before it has words, unlike the details that show them.
-    assert visit.page.locator("#spoken[aria-live=polite]").bounding_box() is not None
+    box = visit.page.locator("#spoken[aria-live=polite]").bounding_box()
+    assert box is not None and (box["width"], box["height"], visit.text("spoken")) == (1, 1, "")
     assert visit.page.get_attribute("#tip", "aria-live") is visit.page.get_attribute("#tip", "role") is None
     for chart, told in (("trade-chart", "teacher, "), ("curve-chart", "speed 0, accuracy 90.0")):
         visit.page.focus(f"#{chart} svg")
