@@ -71,6 +71,7 @@ MOVING: dict[str, tuple[tuple[str, dict[str, Any], float], ...]] = {
     "alembert, first layers": (("alembert", {"init_layers": FIRST_HALF}, 1.0),),
     "alembert": (("alembert", {}, 1.0),),
     "alembert, two budgets": (("alembert", {}, 2.0),),
+    "alembert, all layers, two budgets": (("alembert", {"depth": 1.0}, 2.0),),
 }
 """Of the rows whose backbone learns: methods in turn, with options and share of the budget."""
 PASS, FROZEN_STEP = 1 / 3, 1 / 2

@@ -93,7 +93,7 @@ def test_rows_hold_the_stock_models_and_evaluates_numbers(
         classifier, task, "test", [0.0, 0.5], model_name="fast", data_name="topics", repeats=0
     )
     for row, entry in zip(rows[2:], measured["speeds"], strict=True):
-        for key in ("metric", "metric_interval", "macs", "policy"):
+        for key in ("metric", "metric_interval", "macs", "policy", "top_k", "renormalise"):
             assert row[key] == pytest.approx(entry[key]), key
         taken = {layer: share for layer, share in entry["exits"].items() if share}
         assert row["exits"] == pytest.approx(taken)
@@ -335,7 +335,12 @@ def test_engines_answer_alike_and_count_alike(teacher: Path, fast: Path, task: a
     texts = task_texts(task, "dev")
     stock = load_engine(engine_settings(teacher, "transformers"))
     ours = load_engine(engine_settings(fast, "alembert", exits=(2,), policy="margin"))
-    assert (stock.policy, ours.policy) == (None, "margin")
+    assert stock.policy is None
+    assert ours.policy == {"name": "margin", "top_k": None, "renormalise": None, "tolerance": None}
+    printed = {"policy": "top_k_entropy", "top_k": 2, "renormalise": False}
+    assert load_engine(engine_settings(fast, "alembert", **printed)).policy == {
+        "name": "top_k_entropy", "top_k": 2, "renormalise": False, "tolerance": None,
+    }  # fmt: skip
     answers, others = stock.answer(texts, 0.9), ours.answer(texts, 0.0)
     assert answers.labels == others.labels
     assert set(answers.exit_layers) == set(others.exit_layers) == {4}
@@ -664,6 +669,10 @@ def test_command_refuses_before_it_measures(
         ([teacher, *common, "--torch-precision", "int4"], "int4"),
         ([fast, *common, "--exits", "2,9"], "no exit after layer 9"),
         ([fast, *common, "--policy", "guess"], "guess"),
+        (
+            [fast, *common, "--peers", "none", "--one-process", "--tolerance", "0.2"],
+            "under the policy patience",
+        ),
         ([tmp_path / "none", *common], "none"),
         ([teacher, "--data", tmp_path / "none", "--output", output], "none"),
         ([teacher, "--data", task_folder, "--output", task_folder / "dev.tsv"], "is a file"),

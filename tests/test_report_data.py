@@ -536,12 +536,14 @@ def test_answers_that_are_no_numbers_are_told_before_anything_is_timed(
 
 def test_rows_of_another_engine_policy_or_model_are_not_taken_for_a_models_own() -> None:
     models = [offering_model("base"), offering_model("fast", 0.3)]
+    models[1]["exits"]["policy"]["top_k"] = None
     rows = [
         offered_row("base", 0.9, 10),
         # What the benchmark exported of the first model is not what its folder holds.
         offered_row("base", 0.9, 90) | {"backend": "onnx", "precision": "int8"},
         offered_row("base", 0.9, 11) | {"backend": "torch"},
         offered_row("fast", 0.95, 99, 0.3) | {"policy": "margin"},
+        offered_row("fast", 0.95, 98, 0.3) | {"policy": "entropy", "top_k": 2},
         offered_row("fast", 0.9, 40, 0.3) | {"policy": "entropy"},
     ]
     chosen = verdict(models, rows, lead="runs/base")

@@ -155,6 +155,8 @@ class Opener:
             exits=settings.exits if adaptive else None,
             policy=settings.policy if adaptive else None,
             top_k=settings.top_k if adaptive else None,
+            renormalise=settings.renormalise if adaptive else None,
+            tolerance=settings.tolerance if adaptive else None,
             max_length=self.max_length if kind == ONNXRUNTIME else settings.max_length,
             own_speed=settings.speeds is None,
         )
@@ -164,6 +166,11 @@ class Opener:
         self.workers += 1
         self.notify("loading", self.workers, self.expected)
         facts = worker.ask("facts")
+        if settings.tolerance is not None and adaptive and facts["policy"]["tolerance"] is None:
+            raise InputError(
+                f"--tolerance {settings.tolerance}: is for regression under the policy patience, and {fact.source} "
+                f"runs under {facts['policy']['name']}; leave it out"
+            )
         # Counted here, so that the engine's own process holds no graph twice.
         costs = GraphCosts.of_export(fact.source) if fact.exported else None
         return Candidate(

@@ -18,6 +18,8 @@ from alembert.benchmarks.worker import Worker
 from alembert.data.metrics import bootstrap_interval, compute_metrics
 from alembert.data.task import Task
 
+POLICY_COLUMNS = ("policy", "top_k", "renormalise", "tolerance")
+"""Of a row: the policy's name and its settings."""
 IN_ORDER, BY_LENGTH, WHOLE_PROCESS = "input order", "by length", "whole process"
 """How texts come into batches."""
 
@@ -33,7 +35,7 @@ class Candidate:
         batching: `IN_ORDER` or `BY_LENGTH`.
         batch_size, batch_tokens: which of them limits a batch; the other is None.
         worker: where the engine is asked from; candidates that differ in speed alone share it.
-        speed, policy: of a model with exits.
+        speed, policy: of a model with exits; the policy's name and settings.
         has_exits: whether it is one.
         load_seconds: what loading took.
         exits: layers of the exits that are used.
@@ -49,7 +51,7 @@ class Candidate:
     batch_size: int | None
     batch_tokens: int | None
     worker: Worker
-    policy: str | None
+    policy: Mapping[str, Any] | None
     has_exits: bool
     load_seconds: float
     speed: float = 0.0
@@ -59,6 +61,11 @@ class Candidate:
     exit_layers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     macs: np.ndarray | None = None
     macs_executed: np.ndarray | None = None
+
+    @property
+    def policy_settings(self) -> tuple[Any, ...]:
+        """What stands in `POLICY_COLUMNS`."""
+        return (None,) * len(POLICY_COLUMNS) if self.policy is None else tuple(self.policy.values())
 
     @property
     def title(self) -> str:
@@ -146,7 +153,7 @@ class Measurements:
             "batch_size": candidate.batch_size,
             "batch_tokens": candidate.batch_tokens,
             "speed": candidate.speed if candidate.has_exits else None,
-            "policy": candidate.policy,
+            **dict(zip(POLICY_COLUMNS, candidate.policy_settings, strict=True)),
             **self._quality(candidate.labels, baseline.labels),
             **self._throughput(candidate.title, baseline.title),
             **_latency(self.latencies.get(candidate.title), self.latencies.get(baseline.title)),
@@ -170,7 +177,7 @@ class Measurements:
                 "batch_size",
                 "batch_tokens",
                 "speed",
-                "policy",
+                *POLICY_COLUMNS,
                 "macs",
                 "macs_executed",
                 "speedup",

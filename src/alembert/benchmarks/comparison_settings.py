@@ -30,7 +30,7 @@ class BenchmarkSettings:
         threads: of each library, within an operation; None = torch's own choice, for all.
         device: torch's.
         torch_precisions: "fp32", "bf16" or both, for the given models on torch.
-        exits, policy, top_k, max_length: over the models' own, as in `AdaptiveClassifier`.
+        exits, policy, top_k, renormalise, tolerance, max_length: over the models' own, as in `AdaptiveClassifier`.
         own_processes: whether every engine has a process of its own; else all share this one, and memory is not
             measured.
         seed: of the sample and of the orders of turns.
@@ -50,6 +50,8 @@ class BenchmarkSettings:
     exits: tuple[int, ...] | None = None
     policy: str | None = None
     top_k: int | None = None
+    renormalise: bool | None = None
+    tolerance: float | None = None
     max_length: int | None = None
     own_processes: bool = True
     seed: int = 0

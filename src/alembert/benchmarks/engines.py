@@ -35,8 +35,8 @@ class EngineSettings:
         batch_tokens: token budget of a batch for "alembert"; None = the classifier's default.
         threads: of the library, within an operation.
         device: torch's.
-        exits, policy, top_k, max_length: as in `AdaptiveClassifier`; None keeps its defaults. "onnxruntime" must be
-            given the length.
+        exits, policy, top_k, renormalise, tolerance, max_length: as in `AdaptiveClassifier`; None keeps its defaults.
+            "onnxruntime" must be given the length.
     """
 
     source: str
@@ -49,6 +49,8 @@ class EngineSettings:
     exits: tuple[int, ...] | None = None
     policy: str | None = None
     top_k: int | None = None
+    renormalise: bool | None = None
+    tolerance: float | None = None
     max_length: int | None = None
     own_speed: bool = True
 
@@ -70,13 +72,13 @@ class Engine(Protocol):
     """A loaded model. `answer` goes all the way from strings to labels.
 
     Attributes:
-        policy: name of the exit policy; None for a model that is always run whole.
+        policy: name and settings of the exit policy; None for a model that is always run whole.
         max_length: texts are cut to this many tokens.
         speed: the model's own; 0 where it has none.
         exits: layers of the exits that are used.
     """
 
-    policy: str | None
+    policy: dict[str, Any] | None
     max_length: int
     speed: float
     exits: tuple[int, ...]
@@ -126,7 +128,7 @@ class TransformersEngine:
         self._torch = torch
         model = load_classifier(settings.source)
         self._costs = CostModel.from_model(model)
-        self.policy: str | None = None
+        self.policy: dict[str, Any] | None = None
         self.speed = 0.0
         self.exits: tuple[int, ...] = ()
         self._num_layers = self._costs.num_layers
@@ -206,7 +208,7 @@ class OnnxRuntimeEngine:
         self._num_layers = int(config.num_hidden_layers)
         assert settings.max_length is not None, "a bare graph does not know how long its texts may be"
         self.max_length = settings.max_length
-        self.policy: str | None = None
+        self.policy: dict[str, Any] | None = None
         self.speed = 0.0
         self.exits: tuple[int, ...] = ()
 
@@ -256,6 +258,8 @@ class AlembertEngine:
             exits=settings.exits,
             policy=settings.policy,
             top_k=settings.top_k,
+            renormalise=settings.renormalise,
+            **({} if settings.tolerance is None else {"tolerance": settings.tolerance}),
             max_length=settings.max_length,
             batch_tokens=settings.batch_tokens,
             threads=settings.threads,
@@ -269,7 +273,7 @@ class AlembertEngine:
             self._costs = CostModel.from_model(self._classifier.backend.model)
         self.max_length, self.speed = self._classifier.max_length, self._classifier.speed
         self.exits: tuple[int, ...] = self._classifier.exit_layers[:-1]
-        self.policy: str | None = self._classifier.policy().name if self.exits else None
+        self.policy: dict[str, Any] | None = self._classifier.policy().settings if self.exits else None
 
     def answer(self, texts: Sequence[Text], speed: float) -> Answers:
         """Labels and exits at a speed."""

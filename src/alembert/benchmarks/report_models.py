@@ -27,7 +27,6 @@ from alembert.data.metrics import bootstrap_interval, compute_metrics
 from alembert.data.task import Task, rows_sha256
 from alembert.runtime.adaptive import AdaptiveClassifier
 from alembert.runtime.calibration_file import CalibratedSpeed
-from alembert.runtime.policies import REGRESSION, ExitPolicy
 from alembert.runtime.torch_backend import precision_of
 
 Array = NDArray[Any]
@@ -158,7 +157,7 @@ def _exits(
     shown = default if default > 0 else _picked_speed(speeds, curve)
     return {
         "layers": list(classifier.exit_layers),
-        "policy": _policy_facts(policy),
+        "policy": policy.settings,
         "speeds": speeds,
         "default_speed": default,
         "default_from": origin,
@@ -226,16 +225,6 @@ def _picked_speed(speeds: Sequence[float], curve: Mapping[str, Sequence[Any]]) -
             break
         kept = speed
     return kept
-
-
-def _policy_facts(policy: ExitPolicy) -> dict[str, Any]:
-    tolerance = policy.tolerance if policy.problem_type == REGRESSION else None
-    return {
-        "name": policy.name,
-        "top_k": policy.top_k,
-        "renormalise": policy.renormalise,
-        "tolerance": tolerance,
-    }
 
 
 def _in_task_order(answers: ExitAnswers, names: Sequence[str], wanted: Sequence[str]) -> ExitAnswers:

@@ -19,10 +19,8 @@ def measured_rates(rows: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) 
         rows: "results" of `alembert benchmark`.
         model: of the report's "models", with exits.
     """
-    policy = model["exits"]["policy"]["name"]
-    own = [
-        row for row in own_rows(rows, model) if row["speed"] is not None and row["policy"] in (None, policy)
-    ]
+    policy = model["exits"]["policy"]
+    own = [row for row in own_rows(rows, model) if row["speed"] is not None and _same_policy(row, policy)]
     first = [row for row in own if engine_of(row) == engine_of(own[0])]
     known = [row for row in first if row["macs"] and row["texts_per_second"]]
     return sorted(known, key=lambda row: -float(row["macs"]))
@@ -34,6 +32,16 @@ def own_rows(rows: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> lis
     if model["exported"]:
         return [row for row in own if row["backend"] == "onnx"]
     return [row for row in own if (row["backend"], row["precision"]) == ("torch", model["precision"])]
+
+
+def _same_policy(row: Mapping[str, Any], policy: Mapping[str, Any]) -> bool:
+    """Whether a row was measured under a policy, as far as the row says."""
+    if row["policy"] is None:
+        return True
+    settings = {name: value for name, value in policy.items() if name != "name"}
+    return row["policy"] == policy["name"] and all(
+        row.get(key, value) == value for key, value in settings.items()
+    )
 
 
 def rows_of(rows: Sequence[Mapping[str, Any]], source: str) -> list[Mapping[str, Any]]:

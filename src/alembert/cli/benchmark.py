@@ -54,6 +54,8 @@ def benchmark(
     max_rows: Annotated[int | None, typer.Option(min=2, help="Use this many rows, drawn by seed.")] = None,
     policy: o.PolicyOption = None,
     top_k: o.TopKOption = None,
+    renormalise: o.RenormaliseOption = None,
+    tolerance: o.ToleranceOption = None,
     exits: o.ExitsOption = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Texts of a batch; Alembert's own batches hold as many on average.")
@@ -105,6 +107,8 @@ def benchmark(
         exits=None if exits is None else tuple(o.parse_layers(exits)),
         policy=policy,
         top_k=top_k,
+        renormalise=renormalise,
+        tolerance=tolerance,
         max_length=max_length,
         own_processes=not one_process,
         seed=seed,

@@ -202,14 +202,13 @@ class AdaptiveClassifier:
     @property
     def settings(self) -> dict[str, Any]:
         """What answers depend on besides model and texts, all defaults filled in: values that JSON can carry."""
-        policy = self.policy()
-        compares_values = policy.name == "patience" and policy.problem_type == REGRESSION
+        policy = self.policy().settings
         return {
             "speed": self.speed,
-            "policy": policy.name,
-            "top_k": policy.top_k,
-            "renormalise": policy.renormalise,
-            "tolerance": policy.tolerance if compares_values else None,
+            "policy": policy["name"],
+            "top_k": policy["top_k"],
+            "renormalise": policy["renormalise"],
+            "tolerance": policy["tolerance"],
             "exits": list(self.exit_layers[:-1]),
             "max_length": self.max_length,
             "is_pair": self.is_pair,

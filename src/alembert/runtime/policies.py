@@ -178,6 +178,17 @@ class ExitPolicy:
             most = "the number of labels" if num_labels is None else f"{num_labels}, the number of labels"
             raise InputError(f"top_k is {self.top_k}: it must lie between 2 and {most}.")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Name and settings, None where the policy has none: values that JSON can carry."""
+        compares_values = self.name == "patience" and self.problem_type == REGRESSION
+        return {
+            "name": self.name,
+            "top_k": self.top_k,
+            "renormalise": self.renormalise,
+            "tolerance": self.tolerance if compares_values else None,
+        }
+
     def resolve(self, num_labels: int) -> ExitPolicy:
         """The same policy with the defaults that depend on the number of labels filled in.
 
