@@ -316,6 +316,61 @@ def test_a_study_of_methods_of_exits_and_its_tables(
     assert all(f"| {row} | 1 |" in page for row in rows)
     assert output.with_suffix(".png").stat().st_size > 10_000
 
+    together = program("exit_answers")
+    together.main(
+        ["--runs", str(tmp_path / "runs"), "--data", str(task_folder), "--json", str(tmp_path / "answers.json"),
+         "--max-length", "32", "--rows", "deebert, mean heads;pabee;alembert", "--seeds", "1,2"]
+    )  # fmt: skip
+    (measured,) = json.loads((tmp_path / "answers.json").read_text()).values()
+    assert list(measured["results"]) == ["deebert, mean heads", "alembert"]
+    for row, seeds in measured["results"].items():
+        ways = seeds["1"]["ways"]
+        assert list(ways) == list(together.WAYS)
+        # Where exits answer for themselves it is the study's own curve, but for its other policies and placement.
+        own, study_area = ways[together.OWN]["area"], results["results"][row]["1"]["test"]["area"]
+        assert own == pytest.approx(study_area, abs=0.15)
+        assert len(seeds["1"]["temperatures"]) == len(results["results"][row]["1"]["test"]["exits"])
+    assert "| alembert | 1 | mean of all so far |" in (tmp_path / "answers-tables.md").read_text()
+    with pytest.raises(InputError, match="holds no model"):
+        together.main(
+            ["--runs", str(tmp_path), "--data", str(task_folder), "--json", str(tmp_path / "answers.json")]
+        )
+
+
+def test_what_exits_say_together(program: Any) -> None:
+    module = program("exit_answers")
+    rng = np.random.default_rng(0)
+    # Labels drawn from what the exits say are likeliest at temperature 1, so that logits times 2 want 2.
+    logits = rng.normal(size=(20_000, 3))
+    chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    labels = (chances.cumsum(-1) > rng.random((20_000, 1))).argmax(-1)
+    split = module.Split(
+        np.stack([2 * logits, logits], axis=1), labels, np.broadcast_to([0.25, 1.0], (20_000, 2))
+    )
+    temperatures = split.temperatures()
+    assert temperatures == pytest.approx([2, 1], abs=0.06)
+    said = np.log([[[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]]])
+    mean = np.exp(module.geometric_mean(said))[0]
+    assert mean[1] == pytest.approx([np.sqrt(0.45), np.sqrt(0.05)])
+    assert mean[2] == pytest.approx([0.09 ** (1 / 3), 0.04 ** (1 / 3)])
+    half = np.exp(module.half_of_before(said))[0]
+    # √0.5·0.9 to √0.5·0.1 is 3 to 1; √0.75·0.2 to √0.25·0.8 is √3 to 2.
+    assert half[1] == pytest.approx([0.75, 0.25])
+    assert half[2] == pytest.approx(np.array([np.sqrt(3), 2]) / (np.sqrt(3) + 2))
+    alone = np.exp(module.half_of_before_but_last(said))[0]
+    assert alone[:2] == pytest.approx(half[:2])
+    assert alone[2] == pytest.approx([0.2, 0.8])
+    # Which texts leave at the first exit hangs on its temperature, what they cost on nothing else.
+    policy = alembert.ExitPolicy("max_probability").resolve(3)
+    for way, threshold in ((module.OWN, 2.0), ("temperature per exit", 1.0)):
+        correct, shares = split.per_row(way, temperatures, policy)
+        largest = np.exp(threshold * logits) / np.exp(threshold * logits).sum(-1, keepdims=True)
+        leaves = (1 - largest.max(-1)) * 1.5 < module.SPEEDS[:, None]
+        if way == module.OWN:
+            assert (shares == np.where(leaves, 0.25, 1.0)).all()
+        assert shares.mean(1) == pytest.approx(np.where(leaves, 0.25, 1.0).mean(1), abs=0.02)
+        assert (correct == (logits.argmax(-1) == labels)).all()
+
 
 def test_a_study_of_exits_can_leave_rows_out_that_stand_in_train(
     program: Any, tiny_encoder: Path, task_folder: Path, tmp_path: Path
