@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from alembert.cli.app import run
 from alembert.methods.registry import METHODS
@@ -146,6 +147,8 @@ def test_wrong_names_values_and_folders_are_refused(
         ([*evaluate, "--speed", "0,1.2"], "'1.2'"),
         ([*evaluate, "--speed", "fast"], "'fast'"),
         ([*evaluate, "--policy", "guess"], "guess"),
+        ([*evaluate, "--device", "abacus"], "device 'abacus'"),
+        (["calibrate", fast, "--data", task_folder, "--device", "abacus"], "device 'abacus'"),
         (["predict", fast, "soup", "--speed", "1.5"], "1.5"),
         (["predict", fast], "either texts"),
         (["predict", fast, "soup", "--output", tmp_path / "out.xml"], ".jsonl, .csv or .tsv"),
@@ -197,6 +200,14 @@ def test_json_stands_alone_on_standard_output(
     assert json.loads((fast / "evaluation" / "results.json").read_text()) == results
     with (fast / "evaluation" / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) >= 2
+    assert (results["dtype"], results["machine"]["device"]) == ("float32", "cpu")
+    threads = torch.get_num_threads()
+    try:
+        how = ("--precision", "bf16", "--threads", "3", "--device", "cpu", "--repeats", "0")
+        results = answer("evaluate", fast, *data, "--speed", "0", *how)
+    finally:
+        torch.set_num_threads(threads)
+    assert (results["dtype"], results["machine"]["threads"]) == ("bfloat16", 3)
     assert answer("predict", fast, "the soup was there")["exit"] == 4
     facts = answer("info", fast)
     assert (facts["layers"], facts["exit_layers"]) == (4, [1, 3])

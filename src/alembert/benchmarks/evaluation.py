@@ -200,6 +200,7 @@ def evaluate(
         "machine": machine_description(classifier.backend.device),
         "batch_tokens": classifier.batch_tokens,
         "max_length": classifier.max_length,
+        "dtype": classifier.backend.dtype,
         "exit_layers": list(classifier.exit_layers),
         "repeats": repeats,
         "full_model": {

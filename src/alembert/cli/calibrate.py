@@ -71,6 +71,8 @@ def calibrate(
     max_rows: Annotated[int | None, typer.Option(min=2, help="Use this many rows, drawn by seed.")] = None,
     batch_tokens: o.BatchTokensOption = None,
     max_length: o.MaxLengthOption = None,
+    threads: o.ThreadsOption = None,
+    device: o.DeviceOption = None,
     precision: Annotated[
         o.Precision | None,
         typer.Option(help="Numbers that a run computes in; a speed holds for those it was found in."),
@@ -100,6 +102,8 @@ def calibrate(
         batch_tokens=batch_tokens,
         max_length=max_length,
         exits=exits,
+        threads=threads,
+        device=device,
         dtype=precision,
     )
     classifier.policy(policy, top_k, renormalise)
@@ -115,7 +119,11 @@ def calibrate(
     }
     loaded, chosen_split = o.load_calibration_task(data, run, classifier, split, **columns)
     loaded = o.limit_rows(loaded, {chosen_split: max_rows}, seed)
-    teacher = None if reference is None else o.load_adaptive(reference, speed=0.0, batch_tokens=batch_tokens)
+    teacher = (
+        None
+        if reference is None
+        else o.load_adaptive(reference, speed=0.0, batch_tokens=batch_tokens, device=device)
+    )
     if teacher is not None and teacher.label_names != classifier.label_names:
         raise InputError(
             f"--reference {reference} has the labels {', '.join(teacher.label_names)}, {run} has "

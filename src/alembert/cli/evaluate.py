@@ -45,6 +45,11 @@ def evaluate(
     max_rows: Annotated[int | None, typer.Option(min=2, help="Use this many rows, drawn by seed.")] = None,
     batch_tokens: o.BatchTokensOption = None,
     max_length: o.MaxLengthOption = None,
+    threads: o.ThreadsOption = None,
+    device: o.DeviceOption = None,
+    precision: Annotated[
+        o.Precision | None, typer.Option(help="Numbers that the run computes in; fp32 unless given.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=0, help="Timed rounds; 0 leaves time out.")] = 3,
     timing_rows: Annotated[int, typer.Option(min=1, help="Texts in the timed sample.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the rows drawn.")] = 0,
@@ -71,6 +76,9 @@ def evaluate(
         batch_tokens=batch_tokens,
         max_length=max_length,
         exits=exits,
+        threads=threads,
+        device=device,
+        dtype=precision,
     )
     classifier.policy(policy, top_k, renormalise)
     speeds = sorted({*parse_speeds(DEFAULT_SPEEDS), classifier.speed}) if given is None else given

@@ -164,6 +164,10 @@ ExitsOption = Annotated[
     str | None,
     typer.Option(help="Use only the exits after these layers, separated by commas; all unless given."),
 ]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of the processor.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu or cuda, of a run; CUDA where there is one, unless given.")
+]
 BatchTokensOption = Annotated[
     int | None,
     typer.Option(min=1, help="Rows × longest row of a batch; 512 on a processor, 4096 on CUDA unless given."),

@@ -50,10 +50,8 @@ def predict(
     text_pair_column: o.PairColumnOption = None,
     batch_tokens: o.BatchTokensOption = None,
     max_length: o.MaxLengthOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda, of a run; CUDA where there is one, unless given.")
-    ] = None,
+    threads: o.ThreadsOption = None,
+    device: o.DeviceOption = None,
     precision: Annotated[
         o.Precision | None,
         typer.Option(help="Numbers that a run computes in; an exported model's were chosen at export."),
