@@ -175,6 +175,8 @@ def test_a_field_longer_than_the_csv_module_allows_by_itself(tmp_path: Path) -> 
         ),
         ("f.tsv", b"label\ttext\na\tb\na\tc\n", ", field 'label': every row has the label 'a'"),
         ("f.tsv", b"pos\tgood food\nneg\tbad food\n", ", row 1: the header seems to be missing"),
+        ("f.csv", b"label;text\na;b\n", ", row 1: there is one column, 'label;text': fields seem to be separated"),
+        ("f.csv", b"label\ttext\na\tb\n", ", row 1: there is one column, 'label\ttext': fields seem to be"),
         ("f.tsv", b"label\tbody\na\tb\n", ": there is no text column; there are 'label', 'body'. Name it"),
         ("f.tsv", b"mark\ttext\na\tb\n", ": there is no label column; there are 'mark', 'text'. Name it"),
     ],
@@ -199,6 +201,13 @@ def test_bad_files_are_refused_with_their_place(
 def test_bad_parquet_rows_are_refused(tmp_path: Path, rows: list[tuple[Any, ...]], expected: str) -> None:
     path = write_parquet(tmp_path / "f.parquet", rows)
     assert message(path).startswith(f"{path}{expected}")
+
+
+def test_rows_of_parquet_are_counted_on_from_batch_to_batch(tmp_path: Path) -> None:
+    path = write_parquet(
+        tmp_path / "f.parquet", [("ab"[row % 2], f"text {row}") for row in range(9_999)] + [("a", " ")]
+    )
+    assert message(path).startswith(f"{path}, row 10000, field 'text': the text is empty")
 
 
 def test_a_parquet_file_without_rows(tmp_path: Path) -> None:

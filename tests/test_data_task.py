@@ -136,6 +136,22 @@ def test_multi_label_by_lists_and_by_separator(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("labels", [[[0, 1, 0], [1, 1, 0]], [[0.0, 1.0], [1.0, 0.0]]])
+def test_a_0_or_1_for_each_label_is_no_list_of_names(tmp_path: Path, labels: list[list[float]]) -> None:
+    path = tmp_path / "f.jsonl"
+    rows = [{"labels": values, "text": f"text {row}"} for row, values in enumerate(labels)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    size = len(labels[0])
+    expected = f"{path}, row 1, field 'labels': every list has {size} numbers 0 or 1"
+    for names in (None, ["0", "1"]):
+        assert message(path, required_splits=("test",), label_names=names).startswith(expected)
+    # Lists of several lengths are names, numbers too.
+    rows.append({"labels": [type(labels[0][0])(1)], "text": "one"})
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    task = load_task(path, required_splits=("test",))
+    assert task.dataset("test")["labels"][:][-1] == [0.0, 1.0]
+
+
 def test_a_train_split_must_have_two_classes(tmp_path: Path) -> None:
     folder = write(tmp_path, {"train": ["a", "a"], "dev": ["a"]})
     expected = (
@@ -158,6 +174,25 @@ def test_dev_is_held_out_of_train(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     again, other = load_task(folder), load_task(folder, seed=1)
     assert again.dataset("dev")["text"][:] == dev["text"][:] != other.dataset("dev")["text"][:]
     assert "dev" not in load_task(folder, required_splits=("test",)).splits
+
+
+def test_texts_that_stand_in_train_and_in_the_dev_held_out_of_it_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = "".join(f"{'ab'[row % 2]}\tsame text {row % 10}\n" for row in range(100))
+    (tmp_path / "train.tsv").write_text("label\ttext\n" + rows, encoding="utf-8")
+    load_task(tmp_path)
+    assert "10 of 10 rows of dev also stand in train" in caplog.text
+
+
+@pytest.mark.parametrize(("single", "more"), [(100, 12), (90, 11), (20, 3)])
+def test_no_row_is_held_out_twice(tmp_path: Path, single: int, more: int) -> None:
+    # Hardly more rows may be held out than must be: the first one of each class stays in train.
+    labels = [f"class {number:03}" for number in range(single)] + ["class 000"] * more
+    task = load_task(write(tmp_path, {"train": labels}))
+    texts = [*task.dataset("train")["text"], *task.dataset("dev")["text"]]
+    assert len(task.dataset("dev")["text"][:]) == (single + more) // 10
+    assert sorted(texts) == sorted(f"train text {row}" for row in range(single + more))
 
 
 def test_dev_of_a_regression_spans_the_scores(tmp_path: Path) -> None:
@@ -203,6 +238,40 @@ def test_folders_and_their_files(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert message(empty).startswith(f"{empty}: no train, dev or test file (e.g. train.tsv;")
+
+
+def test_matched_splits_are_mnlis(tmp_path: Path) -> None:
+    write(
+        tmp_path, {"train": ["a", "b"], "dev_matched": ["a"], "dev_mismatched": ["b"], "test_matched": ["b"]}
+    )
+    task = load_task(tmp_path)
+    assert {split: data["text"][:] for split, data in task.splits.items() if split != "train"} == {
+        "dev": ["dev_matched text 0"],
+        "test": ["test_matched text 0"],
+    }
+
+
+def test_a_test_file_without_labels_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, {"train": ["a", "b"], "dev": ["a"]})
+    test = tmp_path / "test.tsv"
+    test.write_text("index\tsentence\n0\tmovie\n", encoding="utf-8")
+    assert list(load_task(tmp_path).splits) == ["train", "dev"]
+    assert f"{test}: there is no label column, so this split is left out." in caplog.text
+    assert f"{test}: there is no label column; there are" in message(tmp_path, required_splits=("test",))
+    # A header that is missing is told as such.
+    test.write_text("a\tmovie\nb\tfilm\n", encoding="utf-8")
+    assert f"{test}, row 1: the header seems to be missing" in message(tmp_path)
+
+
+def test_no_pairs_by_an_empty_name(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text(
+            f"label\tquestion1\tquestion2\na\t{split} x\ty\nb\t{split} z\tu\n", encoding="utf-8"
+        )
+    assert load_task(tmp_path).is_pair
+    task = load_task(tmp_path, text_column="question1", text_pair_column="")
+    assert not task.is_pair
+    assert task.dataset("dev")["text"][:] == ["dev x", "dev z"]
 
 
 def test_a_single_file_takes_the_split_required(tmp_path: Path) -> None:

@@ -622,7 +622,7 @@ class TestCommand:
 class TestOutput:
     def write(self, output: Path, content: str) -> None:
         with written_whole(check_output(output, overwrite=True)) as folder:
-            for name in ("manifest.json", "README.md", content):
+            for name in ("manifest.json", "README.md", f"{content}.onnx"):
                 (folder / name).write_text(content, encoding="utf-8")
 
     def names(self, folder: Path) -> list[str]:
@@ -652,12 +652,27 @@ class TestOutput:
         monkeypatch.chdir(output)
         for content in ("old", "new"):
             self.write(Path(), content)
-            assert self.names(Path()) == sorted(["manifest.json", "README.md", content])
+            assert self.names(Path()) == sorted(["manifest.json", "README.md", f"{content}.onnx"])
             assert (output / "manifest.json").read_text(encoding="utf-8") == content
         assert output.stat().st_ino == number
         self.write(Path("deep/down"), "new")
         assert self.names(output / "deep") == ["down"]
-        assert self.names(output / "deep" / "down") == ["README.md", "manifest.json", "new"]
+        assert self.names(output / "deep" / "down") == ["README.md", "manifest.json", "new.onnx"]
+
+    def test_what_is_no_part_of_an_export_stays(self, tmp_path: Path) -> None:
+        output = tmp_path / "out"
+        self.write(output, "old")
+        theirs = {"notes.md": "mine", "service/app.py": "mine too"}
+        stale = ("tokenizer.json", "vocab.txt", "calibration.json", "quality.json", "segment-9.onnx")
+        (output / "service").mkdir()
+        for name, text in theirs.items():
+            (output / name).write_text(text, encoding="utf-8")
+        for name in stale:
+            (output / name).touch()
+        self.write(output, "new")
+        assert self.names(output) == sorted(["README.md", "manifest.json", "new.onnx", "notes.md", "service"])
+        for name, text in theirs.items():
+            assert (output / name).read_text(encoding="utf-8") == text
 
     @pytest.mark.parametrize("moves", range(6))
     @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -669,7 +684,7 @@ class TestOutput:
         done = self.failing_renames(monkeypatch, lambda number: number == moves + 1, error)
         with pytest.raises(error):
             self.write(output, "new")
-        assert self.names(output) == ["README.md", "manifest.json", "old"]
+        assert self.names(output) == ["README.md", "manifest.json", "old.onnx"]
         assert {path.read_text(encoding="utf-8") for path in output.iterdir()} == {"old"}
         assert self.names(tmp_path) == ["out"]
         assert done[0].name == "manifest.json"
@@ -688,10 +703,10 @@ class TestOutput:
                 self.write(output, "new")
         with pytest.raises(InputError, match="holds an exported model already"):
             check_output(output, overwrite=False)
-        for name in ("manifest.json", "README.md", "old"):
+        for name in ("manifest.json", "README.md", "old.onnx"):
             assert (output / name).read_text(encoding="utf-8") == "old"
         self.write(output, "newer")
-        assert self.names(output) == ["README.md", "manifest.json", "newer"]
+        assert self.names(output) == ["README.md", "manifest.json", "newer.onnx"]
 
     def test_nothing_is_lost_where_the_old_export_cannot_be_put_back_at_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -705,7 +720,7 @@ class TestOutput:
                 self.write(output, "new")
         assert not (output / "manifest.json").exists()
         check_output(output, overwrite=True)
-        assert self.names(output) == ["README.md", "manifest.json", "old"]
+        assert self.names(output) == ["README.md", "manifest.json", "old.onnx"]
         assert {path.read_text(encoding="utf-8") for path in output.iterdir()} == {"old"}
 
     def test_where_nothing_can_be_written_is_told_before_the_model_is_read(

@@ -25,6 +25,13 @@ class FolderLock:
         self._folder = folder
         self._lock: FileLock | None = None
 
+    def __enter__(self) -> FolderLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
     def acquire(self) -> None:
         """Makes the folder and takes its lock. Raises InputError where another process has it."""
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from alembert.common.errors import InputError
 from alembert.common.files import read_json, write_json
+from alembert.common.locks import FolderLock
 from alembert.compression.measuring import measure
 from alembert.data.task import Task
 from alembert.methods.ablations import FULL, AblationRow, AblationTable, Step, find_ablations
@@ -79,15 +80,17 @@ def ablate(
         seeds: of initialisation, order and dropout. The data is the same for all.
         rows: names of some of the rows; the full method always goes with them. None = all that the command can run.
         speed: at which models with exits are judged.
-        student, preset, options, settings, augmented, teacher_cache: as for `distill`, for every row.
+        student, preset, options, settings, augmented: as for `distill`, for every row.
+        teacher_cache: as for `distill`; rows that learn from no augmented rows beside others that do have a folder of
+            their own, `…-without-augmentation`.
 
     Returns what `ablation.json` holds: "method", "paper", "columns", "note", "teacher", "data", "metric", "seeds",
     and "rows", each with "name", "title", "state" ("complete", "refused" or "left out"), "message", "runs" (by seed
     the "metric" and "macs" of each split), "dev" and "test" ("mean", "standard_deviation" over seeds with n − 1,
     "difference" of means from the full method, "macs"), and "figures".
 
-    Raises InputError for methods without a table, unknown rows, values that the method does not take, and when the
-    full method itself is refused.
+    Raises InputError for methods without a table, unknown rows, values that the method does not take, a folder that
+    another process works on, and when the full method itself is refused.
     """
     table = find_ablations(method)
     check_speed(speed)
@@ -127,15 +130,16 @@ def ablate(
             entry.name not in known for entry in common.folder.iterdir() if not entry.name.startswith(".")
         ):
             raise InputError(f"{common.folder} exists and holds no ablations: choose another --output")
-    entries = _rows_before(common, seeds)
-    for number, row in enumerate(chosen, 1):
-        logger.info("Row %d of %d: %s", number, len(chosen), row.name)
-        entries[row.name] = _run_row(common, row, seeds)
-        if row.name == FULL and entries[FULL]["state"] == "refused":
-            raise InputError(f"the full method is refused: {entries[FULL]['message']}")
-        results = _results(common, seeds, [entries[it.name] for it in table.rows if it.name in entries])
-        write_json(common.folder / RESULTS, results)
-    return results
+    with FolderLock(common.folder):
+        entries = _rows_before(common, seeds)
+        for number, row in enumerate(chosen, 1):
+            logger.info("Row %d of %d: %s", number, len(chosen), row.name)
+            entries[row.name] = _run_row(common, row, seeds)
+            if row.name == FULL and entries[FULL]["state"] == "refused":
+                raise InputError(f"the full method is refused: {entries[FULL]['message']}")
+            results = _results(common, seeds, [entries[it.name] for it in table.rows if it.name in entries])
+            write_json(common.folder / RESULTS, results)
+        return results
 
 
 _ENTRY = ("name", "title", "state", "message", "runs")
@@ -246,8 +250,16 @@ def _distill(
         options=options | dict(step.options),
         settings=settings | {"seed": seed},
         augmented=common.augmented if step.augmented else None,
-        teacher_cache=common.teacher_cache,
+        teacher_cache=_cache(common, step),
     )
+
+
+def _cache(common: _Common, step: Step) -> str | Path | None:
+    """The teacher's outputs for the rows that the step learns from: a folder holds those of one set of rows."""
+    if common.teacher_cache is None or common.augmented is None or step.augmented:
+        return common.teacher_cache
+    folder = Path(common.teacher_cache)
+    return folder.with_name(f"{folder.name}-without-augmentation")
 
 
 _OF_A_FRESH_STUDENT = ("initialise", "init_layers", "student_heads", "student_intermediate_size")

@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from alembert.common.errors import InputError, install_extra
 from alembert.common.files import write_json
+from alembert.common.locks import FolderLock
 from alembert.compression.measuring import measure
 from alembert.compression.search_space import Dimension, parse_space
 from alembert.data.task import Task, rows_sha256
@@ -82,8 +83,8 @@ def search(
     "sampler", "seed", "space", and "trials", each with "number", "state" ("complete" or "failed"), "options",
     "metric", "macs", "flops", "seconds", "run", "pareto" and "message".
 
-    Raises InputError for a space that the method does not have, a folder of something else or of another search, and
-    when every trial failed.
+    Raises InputError for a space that the method does not have, a folder of something else, of another search or that
+    another process works on, and when every trial failed.
     """
     optuna = required_optuna()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -106,72 +107,76 @@ def search(
     dimensions = parse_space(texts, method_class, preset, fixed, training)
     seed = int(training.get("seed", TrainingSettings.model_fields["seed"].default))
     folder = Path(output_dir)
-    study = _open_study(
-        optuna,
-        folder,
-        {
-            "method": method,
-            "preset": preset,
-            "teacher": str(teacher),
-            "teacher_files": weights_fingerprint(str(teacher)),
-            "task": task.describe(),
-            "options": json.loads(json.dumps(fixed)),
-            "settings": training,
-            "space": {dimension.name: dimension.describe() for dimension in dimensions},
-            "sampler": sampler,
-            "speed": speed,
-            "augmented": None if augmented is None else rows_sha256(augmented),
-        },
-    )
-    if "teacher" not in study.user_attrs:
-        measured = measure(teacher, task, "dev", 0.0)
-        study.set_user_attr("teacher", {"metric": measured["metric"], "macs": measured["macs"]})
-    started = time.monotonic()
-    state = optuna.trial.TrialState
-    while True:
-        interrupted = study.get_trials(deepcopy=False, states=(state.RUNNING,))
-        if not interrupted and len(study.get_trials(deepcopy=False)) >= trials:
-            break
-        if timeout is not None and time.monotonic() - started >= timeout:
-            logger.info("The time is up: the same command goes on with the search.")
-            break
-        number = interrupted[0].number if interrupted else len(study.trials)
-        study.sampler = _make_sampler(optuna, sampler, seed + number)
-        # A trial that was cut off keeps the values that it had.
-        trial = optuna.trial.Trial(study, interrupted[0]._trial_id) if interrupted else study.ask()
-        values = _suggested(trial, dimensions)
-        shown = ", ".join(f"{name}={_short(value)}" for name, value in values.items())
-        logger.info("Trial %d of %d: %s", trial.number + 1, trials, shown)
-        run = folder / TRIALS / f"{trial.number:04d}"
-        begun = time.monotonic()
-        try:
-            measured = _run_trial(
-                method, teacher, task, run, dimensions, values, speed,
-                preset=preset, options=fixed, settings=training, augmented=augmented,
-                teacher_cache=teacher_cache,
-            )  # fmt: skip
-        except (InputError, torch.OutOfMemoryError) as error:
-            trial.set_user_attr("message", str(error))
-            study.tell(trial, state=state.FAIL)
-            logger.warning("Trial %d failed: %s", trial.number + 1, error)
-        else:
-            trial.set_user_attr("measured", measured)
-            trial.set_user_attr("seconds", round(time.monotonic() - begun, 2))
-            study.tell(trial, (measured["metric"], measured["macs"]))
-            logger.info(
-                "Trial %d of %d: %s %.4f, %.3g MACs per text",
-                trial.number + 1, trials, task.main_metric, measured["metric"], measured["macs"],
-            )  # fmt: skip
-        write_json(folder / RESULTS, _results(study, task, folder, dimensions, seed))
-    results = _results(study, task, folder, dimensions, seed)
-    write_json(folder / RESULTS, results)
-    finished = results["trials"]
-    if finished and all(trial["state"] == "failed" for trial in finished):
-        raise InputError(
-            f"all {len(finished)} trials failed, the first with: {finished[0]['message']} Change --space or what "
-            "all trials have in common, and choose another --output"
+    database = folder / DATABASE
+    if not database.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and holds no search: choose another --output")
+    with FolderLock(folder):
+        study = _open_study(
+            optuna,
+            folder,
+            {
+                "method": method,
+                "preset": preset,
+                "teacher": str(teacher),
+                "teacher_files": weights_fingerprint(str(teacher)),
+                "task": task.describe(),
+                "options": json.loads(json.dumps(fixed)),
+                "settings": training,
+                "space": {dimension.name: dimension.describe() for dimension in dimensions},
+                "sampler": sampler,
+                "speed": speed,
+                "augmented": None if augmented is None else rows_sha256(augmented),
+            },
         )
-    return results
+        if "teacher" not in study.user_attrs:
+            measured = measure(teacher, task, "dev", 0.0)
+            study.set_user_attr("teacher", {"metric": measured["metric"], "macs": measured["macs"]})
+        started = time.monotonic()
+        state = optuna.trial.TrialState
+        while True:
+            interrupted = study.get_trials(deepcopy=False, states=(state.RUNNING,))
+            if not interrupted and len(study.get_trials(deepcopy=False)) >= trials:
+                break
+            if timeout is not None and time.monotonic() - started >= timeout:
+                logger.info("The time is up: the same command goes on with the search.")
+                break
+            number = interrupted[0].number if interrupted else len(study.trials)
+            study.sampler = _make_sampler(optuna, sampler, seed + number)
+            # A trial that was cut off keeps the values that it had.
+            trial = optuna.trial.Trial(study, interrupted[0]._trial_id) if interrupted else study.ask()
+            values = _suggested(trial, dimensions)
+            shown = ", ".join(f"{name}={_short(value)}" for name, value in values.items())
+            logger.info("Trial %d of %d: %s", trial.number + 1, trials, shown)
+            run = folder / TRIALS / f"{trial.number:04d}"
+            begun = time.monotonic()
+            try:
+                measured = _run_trial(
+                    method, teacher, task, run, dimensions, values, speed,
+                    preset=preset, options=fixed, settings=training, augmented=augmented,
+                    teacher_cache=teacher_cache,
+                )  # fmt: skip
+            except (InputError, torch.OutOfMemoryError) as error:
+                trial.set_user_attr("message", str(error))
+                study.tell(trial, state=state.FAIL)
+                logger.warning("Trial %d failed: %s", trial.number + 1, error)
+            else:
+                trial.set_user_attr("measured", measured)
+                trial.set_user_attr("seconds", round(time.monotonic() - begun, 2))
+                study.tell(trial, (measured["metric"], measured["macs"]))
+                logger.info(
+                    "Trial %d of %d: %s %.4f, %.3g MACs per text",
+                    trial.number + 1, trials, task.main_metric, measured["metric"], measured["macs"],
+                )  # fmt: skip
+            write_json(folder / RESULTS, _results(study, task, folder, dimensions, seed))
+        results = _results(study, task, folder, dimensions, seed)
+        write_json(folder / RESULTS, results)
+        finished = results["trials"]
+        if finished and all(trial["state"] == "failed" for trial in finished):
+            raise InputError(
+                f"all {len(finished)} trials failed, the first with: {finished[0]['message']} Change --space or what "
+                "all trials have in common, and choose another --output"
+            )
+        return results
 
 
 def required_optuna() -> Any:
@@ -202,9 +207,6 @@ def default_space(
 
 def _open_study(optuna: Any, folder: Path, configuration: dict[str, Any]) -> Any:
     database = folder / DATABASE
-    if not database.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and holds no search: choose another --output")
-    folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name=_STUDY,
         # An absolute path may begin with a slash of its own: sqlite:////folder.

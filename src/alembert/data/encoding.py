@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, List
 
 from alembert.common.errors import InputError
@@ -21,8 +22,9 @@ from alembert.data.validation import Columns, Example, checked_rows
 
 _BATCH_ROWS = 10_000
 _BATCH_CHARACTERS = 16_000_000
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 """To be raised whenever the same file would be read differently."""
+_INDICATORS = {"0", "1", "0.0", "1.0"}
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,21 @@ def check_labels_known(part: LabelledRows, counts: Counter[str], ids: dict[str, 
         f"{part.place(row)}: the label '{label}' ({rows}) is not {where}: {_some(ids)}.{others} "
         "Correct it, or remove its rows."
     )
+
+
+def check_label_lists(part: LabelledRows) -> None:
+    """Raises InputError where every list has a 0 or a 1 for each label, in place of the names of those that apply."""
+    lists = part.rows.with_format("arrow")["label"][:].combine_chunks()
+    lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
+    if (
+        len(lengths) == 1
+        and lengths[0] > 1
+        and set(pc.unique(pc.list_flatten(lists)).to_pylist()) <= _INDICATORS
+    ):
+        raise InputError(
+            f"{part.place(part.rows[0]['row'])}: every list has {lengths[0]} numbers 0 or 1, which looks like one for "
+            'each label. Write the names of the labels that apply instead, as in ["food", "sport"].'
+        )
 
 
 def encode_labels(part: LabelledRows, problem_type: str, ids: dict[str, int], num_labels: int) -> Dataset:

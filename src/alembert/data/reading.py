@@ -339,7 +339,9 @@ def arrow_rows(
     numbers = itertools.count(1)
     for batch in batches(wanted):
         columns = [batch.column(name).to_pylist() for name in wanted]
-        yield from zip(numbers, zip(*columns, strict=True))  # noqa: B905 (numbers never end)
+        # Not zip(numbers, …), which takes a number too many at the end of each batch.
+        for values in zip(*columns, strict=True):
+            yield next(numbers), values
 
 
 def _reach(number: int, further: int) -> str:

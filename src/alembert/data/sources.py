@@ -28,9 +28,10 @@ def open_splits(source: str | Path, required_splits: Sequence[str]) -> dict[str,
     """The tables of `source` by split ("train", "dev", "test", in this order).
 
     A folder's splits are its files ``train.*``, ``dev.*`` (or ``valid``, ``validation``, ``val``, ``eval``)
-    and ``test.*`` with a known ending; other files are left alone. A single file is "train" if that is
-    required, else the first split required, else "test". Where no such path is, `source` is taken for a
-    data set of the hub, ``organisation/name``, ``name:configuration`` or both.
+    and ``test.*`` with a known ending, else those with ``_matched`` behind the name (MNLI); other files
+    are left alone. A single file is "train" if that is required, else the first split required, else "test".
+    Where no such path is, `source` is taken for a data set of the hub, ``organisation/name``,
+    ``name:configuration`` or both.
 
     Raises:
         InputError: nothing is there, a folder holds no split or two files for one, or a file is unusable.
@@ -52,7 +53,10 @@ def _folder(folder: Path) -> dict[str, Table]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in FORMATS and path.is_file())
     tables = {}
     for split, names in SPLIT_NAMES.items():
-        found = [path for path in files if path.stem.lower() in names]
+        # MNLI has two dev and test splits; the matched ones are of the domains of train.
+        found = [path for path in files if path.stem.lower() in names] or [
+            path for path in files if path.stem.lower() in [f"{name}_matched" for name in names]
+        ]
         if len(found) > 1:
             listed = ", ".join(path.name for path in found)
             raise InputError(f"{folder}: {len(found)} files for the {split} split ({listed}); keep one.")

@@ -19,6 +19,7 @@ from alembert.common.errors import InputError
 from alembert.data.cache import fingerprint_of
 from alembert.data.encoding import (
     LabelledRows,
+    check_label_lists,
     check_labels_known,
     count_labels,
     encode_labels,
@@ -31,7 +32,7 @@ from alembert.data.metrics import DEFAULT_METRICS, PROBLEM_TYPES, check_metrics
 from alembert.data.presets import get_preset
 from alembert.data.reading import Table, at
 from alembert.data.sources import SPLIT_NAMES, open_splits
-from alembert.data.validation import Columns, find_columns, warn_of_shared_rows
+from alembert.data.validation import LABEL_COLUMNS, Columns, find_columns, warn_of_shared_rows
 
 logger = logging.getLogger("alembert")
 
@@ -137,7 +138,8 @@ def load_task(
             ``organisation/name``, ``name:configuration`` or both.
         preset: the name of a GLUE task; sets problem type, label names and metrics. Labels may then be the
             names or GLUE's integers.
-        text_column, text_pair_column, label_column: column names, where they are not the usual ones.
+        text_column, text_pair_column, label_column: column names, where they are not the usual ones; an empty
+            text_pair_column means that texts are no pairs, whatever the columns are called.
         problem_type: else found: lists or a separator mean multi-label, numbers with a decimal part
             regression, all else single-label.
         label_names: the labels in the order of their ids, e.g. a model's; else train's labels, numbers by
@@ -169,16 +171,26 @@ def load_task(
 
     tables = open_splits(source, required_splits)
     _check_required(source, tables, required_splits)
-    columns = {
-        split: find_columns(
+
+    def columns_of(table: Table, labelled: bool = True) -> Columns:
+        preset_pair = known.text_pair_column_in(table.columns) if known else None
+        return find_columns(
             table,
             text_column=text_column or (known.text_column_in(table.columns) if known else None),
-            text_pair_column=text_pair_column
-            or (known.text_pair_column_in(table.columns) if known else None),
+            text_pair_column=preset_pair if text_pair_column is None else text_pair_column,
             label_column=label_column,
+            labelled=labelled,
         )
-        for split, table in tables.items()
-    }
+
+    if (
+        "test" not in required_splits
+        and len(tables) > 1
+        and not _has_labels(tables.get("test"), label_column)
+    ):
+        columns_of(tables["test"], labelled=False)
+        test = tables.pop("test")
+        logger.warning("%s: there is no label column, so this split is left out.", test.source)
+    columns = {split: columns_of(table) for split, table in tables.items()}
     declared = next(
         (table.class_names.get(str(columns[split].label)) for split, table in tables.items()), None
     )
@@ -205,6 +217,9 @@ def load_task(
     if problem_type is None:
         problem_type = _infer_problem_type(parts, as_strings or label_names is not None)
     _check_lists(parts, problem_type)
+    if problem_type == "multi_label_classification":
+        for part in parts.values():
+            check_label_lists(part)
     if known is not None and known.problem_type != problem_type:
         known = None
     if label_names is None and known is not None:
@@ -223,9 +238,9 @@ def load_task(
             _check_classes(parts["train"], counts["train"], ids, problem_type)
 
     splits = {split: encode_labels(part, problem_type, ids, len(names)) for split, part in parts.items()}
-    warn_of_shared_rows(splits)
     if "train" in splits and "dev" not in splits and {"train", "dev"} & set(required_splits):
         splits = _hold_out(splits, problem_type, seed, parts["train"].source)
+    warn_of_shared_rows(splits)
     metrics = metrics or (known.metrics if known else DEFAULT_METRICS[problem_type])
     return Task(
         name=preset or Path(source).stem,
@@ -234,6 +249,15 @@ def load_task(
         metrics=check_metrics(problem_type, metrics, len(names) or 1),
         splits=splits,
     )
+
+
+def _has_labels(table: Table | None, label_column: str | None) -> bool:
+    """Whether a table has a label column; benchmarks and contests publish test files without one."""
+    if table is None:
+        return True
+    if label_column is not None:
+        return label_column in table.columns
+    return any(str(name).casefold() in LABEL_COLUMNS for name in table.columns)
 
 
 def _learned_from(parts: dict[str, LabelledRows]) -> LabelledRows:
@@ -349,6 +373,9 @@ def _hold_out(splits: dict[str, Dataset], problem_type: str, seed: int, source: 
     if len(candidates) < wanted or train.num_rows < 2:
         raise InputError(f"{source}: too few rows to hold out a dev split; add a dev file.")
     positions = np.linspace(0, len(candidates) - 1, wanted + 2)[1:-1].round().astype(np.int64)
+    if len(np.unique(positions)) < wanted:
+        # Hardly more candidates than are wanted: rounding met some of them twice.
+        positions = (np.arange(wanted) * len(candidates)) // wanted
     held_out = np.sort(candidates[positions])
     kept = np.setdiff1d(np.arange(train.num_rows), held_out)
     logger.info(

@@ -102,6 +102,13 @@ def _find_column(
     if optional:
         return None
     known = {*TEXT_COLUMNS, *TEXT_PAIR_COLUMNS, *LABEL_COLUMNS}
+    if len(table.columns) == 1 and (
+        other := next((sign for sign in ";\t|" if sign in str(table.columns[0])), None)
+    ):
+        raise InputError(
+            f"{at(table.source, 1)}: there is one column, {there}: fields seem to be separated by {other!r}, and in "
+            "this file they are by tabs (.tsv) or commas (.csv). Save it as its ending says, or name it as it is."
+        )
     if purpose == "text" and table.has_header and not known & by_folded.keys():
         raise InputError(
             f"{at(table.source, 1)}: the header seems to be missing: no known column name is among "

@@ -208,9 +208,9 @@ MS_BERT = AblationTable(
         AblationRow("without-multi-layer", "w/o multi-layer term", (Step(method="fastbert"),)),
         # As good as even: the weights are a softmax of distances over this temperature.
         _simple("without-emd", "w/o EMD weights", weighting="normalised", weighting_temperature=1e6),
-        _simple("every-2", "exits after every 2nd layer", placement="every_k", k=2),
-        _simple("last-half", "exits after the last layers", placement="last_k", k=None),
-        _simple("all-layers", "exits after all layers", placement="all", k=None),
+        _simple("every-2", "exits after every 2nd layer", placement="every_k", k=2, layers=None),
+        _simple("last-half", "exits after the last layers", placement="last_k", k=None, layers=None),
+        _simple("all-layers", "exits after all layers", placement="all", k=None, layers=None),
         AblationRow("top-k-half", "top-K uncertainty, K = half the labels", top_k=0.5),
     ),
     "The paper's own figures could not be compared with its text and are left out.",

@@ -10,10 +10,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from alembert.common.errors import InputError
+from alembert.runtime.calibration_file import CALIBRATION_FILE
 from alembert.runtime.manifest import MANIFEST_FILE
 
 _EXPORTING, _REPLACING = ".alembert-export.", ".alembert-replacing."
 """Before the names of folders that are there while a model is exported: beside a new folder, in one that was there."""
+_EXPORTED = {
+    MANIFEST_FILE,
+    "README.md",
+    "quality.json",
+    CALIBRATION_FILE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+}
+_EXPORTED_PATTERNS = ("*.onnx", "tokenizer*", "vocab.*", "merges.txt", "*.model")
+"""What belongs to an export that is replaced; all else in its folder stays."""
 
 
 def check_output(output: str | Path, overwrite: bool) -> Path:
@@ -66,15 +77,17 @@ def written_whole(output: Path) -> Iterator[Path]:
 
 
 def _replace_content(output: Path, folder: Path) -> None:
-    """Moves what lies in `folder` to `output`, in place of its content, which comes back when that fails."""
+    """Moves what lies in `folder` to `output`, in place of the export there, which comes back when that fails."""
     before = Path(tempfile.mkdtemp(dir=output, prefix=_REPLACING))
 
     def is_manifest(path: Path) -> bool:
         return path.name == MANIFEST_FILE
 
     # Without its manifest a folder is no export: nobody reads it while it is neither the old nor the new one.
-    moves = [(path, before / path.name) for path in sorted(_content(output), key=is_manifest, reverse=True)]
-    moves += [(path, output / path.name) for path in sorted(folder.iterdir(), key=is_manifest)]
+    new = sorted(folder.iterdir(), key=is_manifest)
+    old = _of_an_export(output, {path.name for path in new})
+    moves = [(path, before / path.name) for path in sorted(old, key=is_manifest, reverse=True)]
+    moves += [(path, output / path.name) for path in new]
     try:
         for path, target in moves:
             path.rename(target)
@@ -87,6 +100,15 @@ def _replace_content(output: Path, folder: Path) -> None:
             before.rmdir()
         raise
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _of_an_export(folder: Path, new: set[str]) -> list[Path]:
+    """What an export, its tokenizer and its measurements left there, and what bears a new file's name."""
+    return [
+        path
+        for path in _content(folder)
+        if path.name in new | _EXPORTED or any(path.match(pattern) for pattern in _EXPORTED_PATTERNS)
+    ]
 
 
 def _content(folder: Path) -> list[Path]:
