@@ -44,6 +44,19 @@ def test_loss_is_the_printed_one(weights: str, expected: tuple[float, ...]) -> N
         torch.testing.assert_close(terms[f"exit_{layer}"], weight * (0.25 * hard + 0.75 * 9 * soft))
 
 
+def test_by_labels_alone_no_teacher_is_run() -> None:
+    objective = AlembertObjective((1,), 2, SINGLE, AlembertOptions(hard_weight=1.0))
+    assert objective.teacher_request is None
+    assert AlembertObjective((1,), 2, SINGLE, AlembertOptions()).teacher_request is not None
+    logits, labels = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)), torch.arange(5) % 4
+    output = MultiExitOutput(logits=logits[1], exit_logits=logits[:1])
+    features = Features(attention_mask=torch.ones(5, 3), logits=logits[1], output=output)
+    terms = objective(features, None, labels)
+    for layer in (1, 2):
+        expected = torch.nn.functional.cross_entropy(logits[layer - 1], labels) / 2
+        torch.testing.assert_close(terms[f"exit_{layer}"], expected)
+
+
 def test_a_shallower_student_with_exits(teacher: Path, task: Task, tmp_path: Path) -> None:
     layers = load_classifier(str(teacher)).config.num_hidden_layers
     model = alembert.distill(

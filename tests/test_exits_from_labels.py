@@ -58,6 +58,16 @@ def test_berxit_takes_turns_and_remembers_whose_it_is() -> None:
     torch.testing.assert_close(sum(joint(given, None, LABELS).values()), everyone)
 
 
+def test_turns_do_not_meet_in_one_step(teacher: Path, task: Task, tmp_path: Path) -> None:
+    settings = {"batch_size": 8, "gradient_accumulation_steps": 2, "max_length": 32, "epochs": 1}
+    with pytest.raises(alembert.InputError, match="strategy=alternating with gradient_accumulation_steps=2"):
+        alembert.distill("berxit", str(teacher), task, tmp_path / "run", settings=settings)
+    assert not (tmp_path / "run").exists()
+    alembert.distill(
+        "berxit", str(teacher), task, tmp_path / "run", options={"strategy": "joint"}, settings=settings
+    )
+
+
 def test_every_parameter_has_a_gradient_in_the_full_models_turn() -> None:
     exit_logits = nn.Parameter(torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(2)))
     logits = nn.Parameter(torch.randn(5, 4, generator=torch.Generator().manual_seed(3)))

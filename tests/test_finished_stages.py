@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
@@ -17,6 +18,7 @@ from alembert.data.task import Task
 from alembert.models.features import Features
 from alembert.models.loading import load_encoder, load_tokenizer
 from alembert.training import finetuning
+from alembert.training import trainer as trainer_module
 from alembert.training.checkpoints import complete_checkpoints
 from alembert.training.objective import Objective, TaskObjective
 from alembert.training.run_directory import RunDirectory
@@ -131,6 +133,51 @@ def test_an_epochs_checkpoint_holds_its_evaluation(
     # The epoch has 4 steps; at the second checkpoint the evaluation was still to come.
     steps = [path.name for path in complete_checkpoints(tmp_path / "checkpoints" / "stage-1")]
     assert steps == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("checkpoint_steps", [None, 1])
+def test_the_end_of_the_time_is_one_checkpoint_with_its_evaluation(
+    tiny_encoder: Path,
+    task: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint_steps: int | None,
+) -> None:
+    saved, marked = [], []
+    save, mark = DistillationTrainer._save_checkpoint, trainer_module.mark_last
+
+    def counted(self: DistillationTrainer, *arguments: Any, **options: Any) -> Any:
+        evaluated = [entry["step"] for entry in self.state.log_history if "eval_score" in entry]
+        saved.append((self.state.global_step, self.state.global_step in evaluated))
+        return save(self, *arguments, **options)
+
+    def marking(checkpoint: Path) -> None:
+        marked.append(checkpoint.name)
+        mark(checkpoint)
+
+    monkeypatch.setattr(DistillationTrainer, "_save_checkpoint", counted)
+    monkeypatch.setattr(trainer_module, "mark_last", marking)
+    changes = {"epochs": 9, "evaluate_every_epoch": True, "max_minutes": 1e-9}
+    _, histories = run(tiny_encoder, task, tmp_path, changes | {"checkpoint_steps": checkpoint_steps})
+    assert histories["stage-1"]["global_step"] == 1
+    assert saved == [(1, True)]
+    assert marked == ["checkpoint-1"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    tiny_encoder: Path, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny_encoder, task, tmp_path, {"epochs": 1})
+    (checkpoint,) = complete_checkpoints(tmp_path / "checkpoints" / "stage-1")
+    saved = load_file(checkpoint / "model.safetensors")
+    name = next(iter(saved))
+    save_file(
+        {("renamed" if key == name else key): value for key, value in saved.items()},
+        checkpoint / "model.safetensors",
+    )
+    with pytest.raises(InputError, match="a checkpoint of another model") as refused:
+        run(tiny_encoder, task, tmp_path, {"epochs": 1})
+    assert f"lacks ['{name}'] and has ['renamed'] more" in str(refused.value)
 
 
 class Poisoned(Objective):

@@ -179,13 +179,15 @@ def test_wrong_input_is_named(call: Callable[[Tensor], Tensor], message: str) ->
 
 @pytest.mark.parametrize("scope", ["example", "batch"])
 @pytest.mark.parametrize("weighting", ["paper", "normalised", "inverse"])
-def test_an_exit_has_no_part_in_its_own_mixture(weighting: str, scope: str) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 1e6])
+def test_an_exit_has_no_part_in_its_own_mixture(weighting: str, scope: str, temperature: float) -> None:
     exits, teacher = _logits(3, 5, 4), _logits(5, 4, seed=1)
     layers = torch.cat([exits, teacher[None]])
-    targets = ms_bert_targets(layers, exits, weighting=weighting, scope=scope, own_layers=True)
+    how = {"weighting": weighting, "scope": scope, "weighting_temperature": temperature}
+    targets = ms_bert_targets(layers, exits, own_layers=True, **how)
     for index in range(3):
         others = torch.cat([layers[:index], layers[index + 1 :]])
-        (expected,) = ms_bert_targets(others, exits[index : index + 1], weighting=weighting, scope=scope)
+        (expected,) = ms_bert_targets(others, exits[index : index + 1], **how)
         torch.testing.assert_close(targets[index], expected)
 
 

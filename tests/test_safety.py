@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -15,8 +16,9 @@ import alembert
 from alembert.benchmarks.calibration import calibrate
 from alembert.cli.app import run
 from alembert.common import locks
+from alembert.methods import distillation
 from alembert.runtime.hold_out import read_hold_out
-from alembert.training import runner
+from alembert.training import finetuning, runner
 from alembert.training.checkpoints import (
     last_complete_checkpoint,
     mark_complete,
@@ -132,6 +134,48 @@ def test_an_interrupted_training_lets_others_in(
             alembert.distill("fastbert", str(teacher), task, tmp_path / "run", settings=QUICK)
     assert (tmp_path / "run" / "in_progress.json").exists()
     assert not (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.mark.parametrize("module", [distillation, finetuning])
+def test_an_interrupted_measurement_lets_others_in(
+    module: Any, teacher: Path, task: alembert.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "predict_logits", stop)
+    if module is distillation:
+        monkeypatch.setattr(module, "measure_teacher", lambda *_: (0.5, 0.5))
+    with pytest.raises(KeyboardInterrupt) as kept:
+        if module is distillation:
+            alembert.distill("fastbert", str(teacher), task, tmp_path / "run", settings=QUICK)
+        else:
+            alembert.finetune(str(teacher), task, tmp_path / "run", settings=QUICK)
+    assert (tmp_path / "run" / "in_progress.json").exists()
+    # As in a notebook, the traceback keeps all that was at work alive.
+    assert kept.tb is not None
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_is_not_written_over_what_it_is_made_from(
+    teacher: Path, task: alembert.Task, tmp_path: Path, overwrite: bool
+) -> None:
+    own = shutil.copytree(teacher, tmp_path / "own")
+    before = {path.name: path.read_bytes() for path in own.iterdir() if path.is_file()}
+    refused = pytest.raises(
+        alembert.InputError, match=r"is what the run is made from.*choose another --output"
+    )
+    with refused:
+        alembert.distill("fastbert", str(own), task, own, settings=QUICK, overwrite=overwrite)
+    with refused:
+        alembert.finetune(
+            str(own), task, tmp_path / "own" / ".." / "own", settings=QUICK, overwrite=overwrite
+        )
+    with refused:
+        student = str(own / "config.json")
+        alembert.distill("kd", str(teacher), task, own, student=student, settings=QUICK, overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in own.iterdir() if path.is_file()} == before
 
 
 def test_folders_that_cannot_be_locked_are_worked_in(

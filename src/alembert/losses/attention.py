@@ -39,7 +39,9 @@ def attention_score_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tenso
 
 
 def attention_divergence(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of the attention distributions (MiniLM, Eq. 4).
+    """KL(teacher ‖ student) of the attention distributions (MiniLM, Eq. 4), each query of the batch counting alike.
+
+    As printed each text counts alike, however long, as in `relation_divergence`.
 
     Args:
         student_scores: `(B, h, n, n)`.

@@ -126,11 +126,10 @@ def ms_bert_targets(
         distances = layer_distances(
             layer_logits[:-1], exit_logits, emd=emd, ground_cost=ground_cost, scope=scope, values=values
         )
+        own = None
         if own_layers:
-            exits, farthest = torch.arange(len(exit_logits)), torch.inf if weighting == "inverse" else 0.0
-            distances = distances.clone()
-            distances[exits, exits] = farthest
-        weights = layer_weights(distances, weighting, weighting_temperature).to(layer_logits.dtype)
+            own = torch.eye(len(exit_logits), dtype=torch.bool, device=distances.device)[..., None]
+        weights = layer_weights(distances, weighting, weighting_temperature, own).to(layer_logits.dtype)
         mixture = torch.einsum("neb,nbl->ebl", weights, layer_logits[:-1]) + teacher_weight * layer_logits[-1]
         return mixture if weighting == "paper" else mixture / (1 + teacher_weight)
 
@@ -242,13 +241,16 @@ def layer_distances(
     return EMD_FUNCTIONS[emd](layer_logits[:, None], exit_logits[None])
 
 
-def layer_weights(distances: Tensor, weighting: str, temperature: float = 1.0) -> Tensor:
+def layer_weights(
+    distances: Tensor, weighting: str, temperature: float = 1.0, excluded: Tensor | None = None
+) -> Tensor:
     """Weights of the layers from their distances along the first dimension, see `ms_bert_targets`.
 
     Args:
         distances: `(layers, ...)`, ≥ 0.
         weighting: one of `WEIGHTINGS`.
         temperature: T > 0 of the normalised weightings.
+        excluded: bool, broadcastable to `distances`: True where a layer's weight is 0; not for all layers at once.
 
     Returns:
         Like `distances`; for `"normalised"` and `"inverse"` the sum over the first dimension is 1.
@@ -260,10 +262,12 @@ def layer_weights(distances: Tensor, weighting: str, temperature: float = 1.0) -
         raise InputError(f"weighting {weighting!r} is unknown: choose one of {', '.join(WEIGHTINGS)}.")
     if not temperature > 0:
         raise InputError(f"weighting_temperature must be greater than 0, but is {temperature}.")
+    nobody = torch.zeros((), dtype=torch.bool, device=distances.device) if excluded is None else excluded
     if weighting == "paper":
-        return distances
+        return distances.masked_fill(nobody, 0.0)
     # A softmax of logarithms normalises powers of d; the smallest number keeps log 0 finite, so that
     # distances of 0 yield the limit and not NaN.
     log_distances = (distances.double() + torch.finfo(torch.float64).tiny).log()
     sign = 1 if weighting == "normalised" else -1
-    return functional.softmax(sign * log_distances / temperature, dim=0).to(distances.dtype)
+    scores = (sign * log_distances / temperature).masked_fill(nobody, -torch.inf)
+    return functional.softmax(scores, dim=0).to(distances.dtype)

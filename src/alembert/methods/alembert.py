@@ -65,30 +65,33 @@ class AlembertObjective(JointObjective):
         options: hard_weight h, temperature T and exit_weights w.
     """
 
-    teacher_request = FeatureRequest()
-
     def __init__(
         self, exits: tuple[int, ...], num_layers: int, problem_type: str, options: AlembertOptions
     ) -> None:
         super().__init__(exits, num_layers, problem_type, options.exit_weights)
         self.options = options
+        if options.hard_weight < 1:
+            self.teacher_request = FeatureRequest()
 
     def forward(
         self, student: Features, teacher: Features | None, labels: Tensor | None
     ) -> dict[str, Tensor]:
         output: MultiExitOutput = student.output
-        assert labels is not None and teacher is not None and teacher.logits is not None
+        assert labels is not None
         options, terms = self.options, {}
         for layer, weight, logits in self.weighted(output):
-            hard = task_loss(logits, labels, self.problem_type)
-            soft = distillation_divergence(
-                logits,
-                teacher.logits,
-                self.problem_type,
-                direction="teacher||student",
-                temperature=options.temperature,
-            )
-            terms[f"exit_{layer}"] = weight * (options.hard_weight * hard + (1 - options.hard_weight) * soft)
+            loss = options.hard_weight * task_loss(logits, labels, self.problem_type)
+            if self.teacher_request is not None:
+                assert teacher is not None and teacher.logits is not None
+                soft = distillation_divergence(
+                    logits,
+                    teacher.logits,
+                    self.problem_type,
+                    direction="teacher||student",
+                    temperature=options.temperature,
+                )
+                loss = loss + (1 - options.hard_weight) * soft
+            terms[f"exit_{layer}"] = weight * loss
         return terms | learned_exit_term(output, output.logits, self.problem_type)
 
 

@@ -6,10 +6,12 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from alembert.common.errors import InputError
 from alembert.data.task import Task
 from alembert.losses.prediction import task_loss
-from alembert.methods.base import Preset
+from alembert.methods.base import Preset, Sources
 from alembert.methods.self_distillation import (
     PlacementOptions,
     SelfDistillation,
@@ -19,6 +21,8 @@ from alembert.methods.self_distillation import (
 from alembert.models.features import Features
 from alembert.models.multi_exit import MultiExitModel, MultiExitOutput
 from alembert.training.objective import Objective
+from alembert.training.settings import TrainingSettings
+from alembert.training.stage import Stage
 
 
 class BerxitOptions(PlacementOptions):
@@ -85,6 +89,15 @@ class Berxit(SelfDistillation[BerxitOptions]):
             settings={"epochs": 3, "learning_rate": 2e-5, "batch_size": 8},
         ),
     }
+
+    def stages(self, model: PreTrainedModel, sources: Sources, settings: TrainingSettings) -> list[Stage]:
+        if self.options.strategy == "alternating" and settings.gradient_accumulation_steps > 1:
+            raise InputError(
+                f"strategy=alternating with gradient_accumulation_steps={settings.gradient_accumulation_steps}: the "
+                "two kinds of batches would meet in one step, and none would be the full model's own: leave "
+                "accumulation out, or choose strategy=joint (pabee weighs exits by depth)"
+            )
+        return super().stages(model, sources, settings)
 
     def objective(self, model: MultiExitModel, task: Task) -> BerxitObjective:
         return BerxitObjective(model.exit_layers, model.num_layers, task.problem_type, self.options)

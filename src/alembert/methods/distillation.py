@@ -34,7 +34,7 @@ from alembert.models.multi_exit import MultiExitModel
 from alembert.models.projections import find_projection
 from alembert.training.model_card import model_card
 from alembert.training.processes import process_state
-from alembert.training.run_directory import RunDirectory
+from alembert.training.run_directory import RunDirectory, check_sources
 from alembert.training.runner import predict_logits, run_stages, tokenised
 from alembert.training.settings import TrainingSettings
 
@@ -185,6 +185,7 @@ def distill(
         student_name = f"the student {method_options.student}"
         check_max_length(training.max_length, model, tokenizer, student_name)
     planned = instance.stages(model, sources, training)
+    check_sources(output_dir, teacher, getattr(method_options, "student", None))
     if corpus is not None:
         # After what can be refused without the text, which may take hours to read.
         with state.main_process_first():
@@ -205,23 +206,24 @@ def distill(
             teacher_model.to(state.device), task, dataset, tokenizer, split
         )
         metrics |= {"teacher": {split: teacher_score}, "majority_baseline": majority}
-    histories = run_stages(model, planned, task, tokenizer, run, report_to, stop_at)
-    instance.finish(model)
-    model.eval()
-    if task is None:
-        metrics |= {"terms": {stage: last_terms(history) for stage, history in histories.items()}}
-    for name in ("dev", "test"):
-        if task is not None and name in task.splits:
-            # In every process: the others wait for the first to tokenise.
-            dataset = tokenised(task, name, tokenizer, training.max_length)
-            if state.is_main_process:
-                logits, labels = predict_logits(model, dataset, tokenizer, f"measuring {name}")
-                metrics[name] = exit_metrics(model, task, logits, labels)
-    if state.is_main_process:
-        in_part = isinstance(method_options, StudentOptions) and method_options.stages is not None
-        projection = find_projection(planned[-1].objective) if in_part else None
-        run.finish(model, tokenizer, metrics, histories, model_card(configuration, metrics), projection)
-    state.wait_for_everyone()
+    with run.released_on_error():
+        histories = run_stages(model, planned, task, tokenizer, run, report_to, stop_at)
+        instance.finish(model)
+        model.eval()
+        if task is None:
+            metrics |= {"terms": {stage: last_terms(history) for stage, history in histories.items()}}
+        for name in ("dev", "test"):
+            if task is not None and name in task.splits:
+                # In every process: the others wait for the first to tokenise.
+                dataset = tokenised(task, name, tokenizer, training.max_length)
+                if state.is_main_process:
+                    logits, labels = predict_logits(model, dataset, tokenizer, f"measuring {name}")
+                    metrics[name] = exit_metrics(model, task, logits, labels)
+        if state.is_main_process:
+            in_part = isinstance(method_options, StudentOptions) and method_options.stages is not None
+            projection = find_projection(planned[-1].objective) if in_part else None
+            run.finish(model, tokenizer, metrics, histories, model_card(configuration, metrics), projection)
+        state.wait_for_everyone()
     return model
 
 

@@ -20,7 +20,7 @@ from alembert.models.multi_exit import STOCK_HEAD
 from alembert.training.model_card import model_card
 from alembert.training.objective import TaskObjective
 from alembert.training.processes import process_state
-from alembert.training.run_directory import RunDirectory
+from alembert.training.run_directory import RunDirectory, check_sources
 from alembert.training.runner import predict_logits, run_stages, tokenised
 from alembert.training.settings import TrainingSettings, validated
 from alembert.training.stage import Stage
@@ -67,6 +67,7 @@ def finetune(
     if not isinstance(settings, TrainingSettings):
         fields = {"evaluate_every_epoch": True} | (settings or {})
         settings = validated(TrainingSettings, fields, "training setting")
+    check_sources(output_dir, model)
     state = process_state()
     configuration: dict[str, Any] = {
         "command": "finetune",
@@ -90,18 +91,19 @@ def finetune(
     if run.finished:
         return load_classifier(str(run.path))
     stage = Stage("finetune", TaskObjective(task.problem_type), settings)
-    histories = run_stages(classifier, [stage], task, tokenizer, run, report_to, stop_at)
-    classifier.eval()
-    metrics: dict[str, Any] = {"majority_baseline": majority_score(task)}
-    for split in ("dev", "test"):
-        if split in task.splits:
-            # In every process: the others wait for the first to tokenise.
-            dataset = tokenised(task, split, tokenizer, settings.max_length)
-            if state.is_main_process:
-                logits, labels = predict_logits(classifier, dataset, tokenizer, f"measuring {split}")
-                assert labels is not None
-                metrics[split] = compute_metrics(task.problem_type, task.metrics, logits[:, -1], labels)
-    if state.is_main_process:
-        run.finish(classifier, tokenizer, metrics, histories, model_card(configuration, metrics))
-    state.wait_for_everyone()
+    with run.released_on_error():
+        histories = run_stages(classifier, [stage], task, tokenizer, run, report_to, stop_at)
+        classifier.eval()
+        metrics: dict[str, Any] = {"majority_baseline": majority_score(task)}
+        for split in ("dev", "test"):
+            if split in task.splits:
+                # In every process: the others wait for the first to tokenise.
+                dataset = tokenised(task, split, tokenizer, settings.max_length)
+                if state.is_main_process:
+                    logits, labels = predict_logits(classifier, dataset, tokenizer, f"measuring {split}")
+                    assert labels is not None
+                    metrics[split] = compute_metrics(task.problem_type, task.metrics, logits[:, -1], labels)
+        if state.is_main_process:
+            run.finish(classifier, tokenizer, metrics, histories, model_card(configuration, metrics))
+        state.wait_for_everyone()
     return classifier

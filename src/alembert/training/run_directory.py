@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,17 @@ EVALUATION = "evaluation"
 STEPS = "steps"
 """Runs that this one builds on, where methods are run in turn."""
 _STAGING = ".finishing"
+
+
+def check_sources(output_dir: str | Path, *sources: str | Path | None) -> None:
+    """Raises InputError where a run would be written over the very model or file that it is made from."""
+    folder = Path(output_dir).resolve()
+    for source in sources:
+        path = None if source is None else Path(source).resolve()
+        if path is not None and (path == folder or (path.is_file() and path.parent == folder)):
+            raise InputError(
+                f"{source}: is what the run is made from, and the run would be written over it: choose another --output"
+            )
 
 
 class RunDirectory:
@@ -86,6 +99,15 @@ class RunDirectory:
     def release(self) -> None:
         """Lets other processes work in the folder; for runs that end before they are finished."""
         self._lock.release()
+
+    @contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        """Releases the folder where the block ends with an exception, which a notebook keeps for long."""
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
     def _state(self) -> tuple[dict[str, Any] | None, bool]:
         return previous_configuration(self.path), (self.path / FINISHED).exists()

@@ -44,6 +44,7 @@ from alembert.training.trainer import (
     DistillationTrainer,
     check_rate_of_heads,
     training_arguments,
+    without_aliases,
 )
 
 
@@ -72,11 +73,8 @@ def run_stages(
         training_arguments(stage, run.checkpoints(stage.name), False, report_to)
         check_rate_of_heads(stage, model)
     run.begin()
-    try:
+    with run.released_on_error():
         return _run_begun(model, stages, task, tokenizer, run, report_to, stop_at)
-    except BaseException:
-        run.release()
-        raise
 
 
 def _run_begun(
@@ -142,8 +140,15 @@ def _restore(trainer: DistillationTrainer, checkpoint: Path) -> TrainerState:
     """
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     kept = checkpoint.with_name(Path(state.best_model_checkpoint or checkpoint).name)
+    saved = load_file(kept / SAFE_WEIGHTS_NAME)
     # Not strict: a tensor with two names is saved under one.
-    trainer.model.load_state_dict(load_file(kept / SAFE_WEIGHTS_NAME), strict=False)
+    _, unexpected = trainer.model.load_state_dict(saved, strict=False)
+    missing = without_aliases(trainer.model.state_dict()).keys() - saved.keys()
+    if missing or unexpected:
+        raise InputError(
+            f"{kept}: is a checkpoint of another model: it lacks {sorted(missing) or 'nothing'} and has "
+            f"{sorted(unexpected) or 'nothing'} more: pass --overwrite to begin anew"
+        )
     return state
 
 

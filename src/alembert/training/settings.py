@@ -22,7 +22,7 @@ class TrainingSettings(BaseModel):
             weights, which begin at random; None = learning_rate.
         weight_decay: AdamW's decoupled weight decay.
         warmup_ratio: share of the steps with rising learning rate.
-        scheduler: transformers' scheduler type after warm-up.
+        scheduler: transformers' scheduler type after warm-up; `constant` has none, `constant_with_warmup` does.
         max_grad_norm: gradients are clipped to this norm; 0 turns clipping off.
         max_length: longer texts are cut to this many tokens.
         group_by_length: batches of similar lengths, so that little is padded.
@@ -64,7 +64,7 @@ class TrainingSettings(BaseModel):
     max_minutes: float | None = Field(None, gt=0)
     # No part of a run's identity: the cache itself keeps it.
     teacher_cache_dtype: Literal["float16", "float32"] = Field("float16", exclude=True)
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _patience_needs_evaluation(self) -> TrainingSettings:

@@ -130,7 +130,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             return None, model(**inputs)["logits"], inputs.get("labels")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, _without_aliases(state_dict or self.model.state_dict()))
+        super()._save(output_dir, without_aliases(state_dict or self.model.state_dict()))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._term_batches:
@@ -178,6 +178,8 @@ class _Checkpoints(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        # Each process writes the state of its random numbers.
+        PartialState().wait_for_everyone()
         if not state.is_world_process_zero:
             return
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -197,7 +199,9 @@ class _TimeLimit(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         # All processes must stop at the same step.
         if in_any_process(time.monotonic() >= self.stop_at):
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            # Where epochs end in a checkpoint this one does too, after its evaluation.
+            control.should_save = args.save_strategy != "epoch"
 
 
 class _SetEpoch(TrainerCallback):  # type: ignore[misc]
@@ -237,7 +241,7 @@ def _live_teacher(stage: Stage) -> LiveTeacher | None:
     return None if stage.teacher is None or request is None else LiveTeacher(stage.teacher, request)
 
 
-def _without_aliases(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_aliases(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor once: a masked language model's output weights are its embeddings, which safetensors refuses."""
     known: set[tuple[int, int]] = set()
     kept = {}
