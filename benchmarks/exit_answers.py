@@ -136,25 +136,22 @@ def curve(
     return np.array([0.0, *cost[order]]), np.array([floor @ weights, *(correct @ weights)[order]])
 
 
-def measure(dev: Split, test: Split, commonest: int, task: Task) -> dict[str, Any]:
-    """Each way's area and accuracies on test, under the policy whose area on dev is largest."""
+def measure(
+    dev: Split, test: Split, commonest: int, task: Task
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Each way's area and accuracies on test, under the policy whose area on dev is largest, and areas of resamples."""
     temperatures = dev.temperatures()
     policies = [ExitPolicy(name, task.problem_type).resolve(task.num_labels) for name in POLICIES]
     floors = {
         name: (split.labels == commonest).astype(float) for name, split in (("dev", dev), ("test", test))
     }
-    even = np.full(len(test.labels), 1 / len(test.labels))
+    even, even_on_dev = (np.full(len(split.labels), 1 / len(split.labels)) for split in (test, dev))
     resamples = np.random.default_rng(0).multinomial(len(even), even, RESAMPLES) / len(even)
     found: dict[str, Any] = {"temperatures": temperatures.round(3).tolist(), "ways": {}}
+    samples = {}
     for way in WAYS:
         on_dev = {
-            policy.name: area(
-                *curve(
-                    *dev.per_row(way, temperatures, policy),
-                    floors["dev"],
-                    np.full(len(dev.labels), 1 / len(dev.labels)),
-                )
-            )
+            policy.name: area(*curve(*dev.per_row(way, temperatures, policy), floors["dev"], even_on_dev))
             for policy in policies
         }
         policy = max(policies, key=lambda policy: on_dev[policy.name])
@@ -163,14 +160,23 @@ def measure(dev: Split, test: Split, commonest: int, task: Task) -> dict[str, An
         found["ways"][way] = {
             "policy": policy.name,
             "area": area(*points),
-            "area_samples": [
-                round(area(*curve(*table, floors["test"], weights)), 5) for weights in resamples
-            ],
             "at_speedup": {
                 str(wanted): round(float(np.interp(1 / wanted, *points)), 5) for wanted in SPEED_UPS
             },
         }
-    return found
+        samples[way] = np.array([area(*curve(*table, floors["test"], weights)) for weights in resamples])
+    return found, samples
+
+
+def differences(samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[float]]:
+    """Of each way's area from each exit's own, means over seeds: the 95% interval over resamples of the test rows."""
+    return {
+        way: np.percentile(np.mean([each[way] - each[OWN] for each in samples], axis=0), (2.5, 97.5))
+        .round(5)
+        .tolist()
+        for way in WAYS
+        if way != OWN
+    }
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -180,19 +186,17 @@ def tables(results: Mapping[str, Any]) -> str:
     for name, study in results.items():
         text += f"\n## {name}\n\n| model | seeds | answers | area {SLOWEST:g}×–{FASTEST:g}× | − {OWN} |{speedups}\n"
         text += "|---" * (5 + len(SPEED_UPS)) + "|\n"
-        for row, seeds in study["results"].items():
+        for row, result in study["results"].items():
+            seeds = result["seeds"].values()
+            mean = {way: 100 * np.mean([seed["ways"][way]["area"] for seed in seeds]) for way in WAYS}
             for way in WAYS:
-                ways = [result["ways"][way] for result in seeds.values()]
-                own = [result["ways"][OWN] for result in seeds.values()]
-                samples = [
-                    np.subtract(a["area_samples"], b["area_samples"]) for a, b in zip(ways, own, strict=True)
-                ]
-                low, high = 100 * np.percentile(np.mean(samples, axis=0), (2.5, 97.5))
-                areas = [100 * np.mean([each["area"] for each in given]) for given in (ways, own)]
-                difference = "" if way == OWN else f"{areas[0] - areas[1]:+.1f} ({low:+.1f} to {high:+.1f})"
-                cells = [row, str(len(seeds)), way, f"**{areas[0]:.1f}**", difference]
+                difference = ""
+                if way != OWN:
+                    low, high = result["difference_intervals"][way]
+                    difference = f"{mean[way] - mean[OWN]:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+                cells = [row, str(len(seeds)), way, f"**{mean[way]:.1f}**", difference]
                 cells += [
-                    f"{100 * np.mean([each['at_speedup'][str(speedup)] for each in ways]):.1f}"
+                    f"{100 * np.mean([seed['ways'][way]['at_speedup'][str(speedup)] for seed in seeds]):.1f}"
                     for speedup in SPEED_UPS
                 ]
                 text += "| " + " | ".join(cells) + " |\n"
@@ -213,6 +217,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     commonest = int(np.bincount(np.asarray(task.dataset("train")["labels"])).argmax())
     measured: dict[str, dict[str, Any]] = {}
     for row in arguments.rows.split(";"):
+        samples = []
         for seed in arguments.seeds.split(","):
             folder = arguments.runs / f"{slug(row)}-{seed}"
             if not (folder / "config.json").is_file():
@@ -220,8 +225,12 @@ def main(command_line: Sequence[str] | None = None) -> None:
             teacher = CostModel.from_model(load_classifier(str(arguments.runs / f"teacher-{seed}")))
             classifier = AdaptiveClassifier.from_pretrained(str(folder), max_length=arguments.max_length)
             splits = [Split.of(classifier, teacher, task, split) for split in ("dev", "test")]
-            measured.setdefault(row, {})[seed] = measure(*splits, commonest, task)
+            found, resampled = measure(*splits, commonest, task)
+            measured.setdefault(row, {"seeds": {}})["seeds"][seed] = found
+            samples.append(resampled)
             print(f"{row}, seed {seed}: measured", flush=True)
+        if samples:
+            measured[row]["difference_intervals"] = differences(samples)
     if not measured:
         raise InputError(f"{arguments.runs} holds no model of {arguments.rows!r}: give the study's --output")
     results = read_json(arguments.json) if arguments.json.exists() else {}

@@ -323,8 +323,12 @@ def test_a_study_of_methods_of_exits_and_its_tables(
     )  # fmt: skip
     (measured,) = json.loads((tmp_path / "answers.json").read_text()).values()
     assert list(measured["results"]) == ["deebert, mean heads", "alembert"]
-    for row, seeds in measured["results"].items():
+    for row, result in measured["results"].items():
+        seeds = result["seeds"]
         ways = seeds["1"]["ways"]
+        assert list(result["difference_intervals"]) == list(together.WAYS)[1:]
+        for way, (low, high) in result["difference_intervals"].items():
+            assert low - 0.01 <= ways[way]["area"] - ways[together.OWN]["area"] <= high + 0.01
         assert list(ways) == list(together.WAYS)
         # Where exits answer for themselves it is the study's own curve, but for its other policies and placement.
         own, study_area = ways[together.OWN]["area"], results["results"][row]["1"]["test"]["area"]
