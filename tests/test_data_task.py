@@ -257,7 +257,11 @@ def test_a_test_file_without_labels_is_left_out(tmp_path: Path, caplog: pytest.L
     test.write_text("index\tsentence\n0\tmovie\n", encoding="utf-8")
     assert list(load_task(tmp_path).splits) == ["train", "dev"]
     assert f"{test}: there is no label column, so this split is left out." in caplog.text
-    assert f"{test}: there is no label column; there are" in message(tmp_path, required_splits=("test",))
+    for required in ((), ("test",), ("train", "test")):
+        told = message(tmp_path, required_splits=required)
+        assert f"{test}: there is no label column; there are" in told
+        assert told.endswith("Where test has no labels, give another split's file alone.")
+    assert load_task(tmp_path / "dev.tsv", required_splits=("dev",)).dataset("dev").num_rows == 1
     # A header that is missing is told as such.
     test.write_text("a\tmovie\nb\tfilm\n", encoding="utf-8")
     assert f"{test}, row 1: the header seems to be missing" in message(tmp_path)

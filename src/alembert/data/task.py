@@ -182,15 +182,17 @@ def load_task(
             labelled=labelled,
         )
 
-    if (
-        "test" not in required_splits
-        and len(tables) > 1
-        and not _has_labels(tables.get("test"), label_column)
-    ):
+    if "test" in tables and not _has_labels(tables["test"], label_column):
         columns_of(tables["test"], labelled=False)
-        test = tables.pop("test")
-        logger.warning("%s: there is no label column, so this split is left out.", test.source)
-    columns = {split: columns_of(table) for split, table in tables.items()}
+        if "train" in required_splits and "test" not in required_splits:
+            test = tables.pop("test")
+            logger.warning("%s: there is no label column, so this split is left out.", test.source)
+    try:
+        columns = {split: columns_of(table) for split, table in tables.items()}
+    except InputError as error:
+        if "test" not in tables or len(tables) == 1 or _has_labels(tables["test"], label_column):
+            raise
+        raise InputError(f"{error} Where test has no labels, give another split's file alone.") from error
     declared = next(
         (table.class_names.get(str(columns[split].label)) for split, table in tables.items()), None
     )
@@ -251,10 +253,8 @@ def load_task(
     )
 
 
-def _has_labels(table: Table | None, label_column: str | None) -> bool:
+def _has_labels(table: Table, label_column: str | None) -> bool:
     """Whether a table has a label column; benchmarks and contests publish test files without one."""
-    if table is None:
-        return True
     if label_column is not None:
         return label_column in table.columns
     return any(str(name).casefold() in LABEL_COLUMNS for name in table.columns)
