@@ -19,10 +19,10 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 OURS = "alembert"
-"""The method that the others are compared with."""
+"""The method that the others are compared with, unless another one is named."""
 DRAWN = (
     "fastbert", "ms-bert, paper", "deebert", "deebert, mean heads", "berxit, mean heads", "pabee, mean heads",
-    "alembert, two budgets", OURS
+    "alembert, two budgets", "alembert, all layers, two budgets", "alembert"
 )  # fmt: skip
 
 
@@ -32,14 +32,15 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("studies", nargs="+", type=Path)
     parser.add_argument("--output", required=True, type=Path, help="without an ending")
     parser.add_argument("--title", default="Early exits, in tables")
+    parser.add_argument("--ours", default=OURS, help="the row that the others are compared with")
     arguments = parser.parse_args(command_line)
     studies = [read_json(path) for path in arguments.studies]
-    text = f"# {arguments.title}\n\n" + "\n".join(table(study) for study in studies)
+    text = f"# {arguments.title}\n\n" + "\n".join(table(study, arguments.ours) for study in studies)
     write_text(arguments.output.with_suffix(".md"), text.rstrip() + "\n")
-    plot(studies, arguments.output.with_suffix(".png"))
+    plot(studies, arguments.output.with_suffix(".png"), arguments.ours)
 
 
-def table(study: dict[str, Any]) -> str:
+def table(study: dict[str, Any], ours: str = OURS) -> str:
     """A set's section: how each method did over its seeds, and by how much ours differs from it."""
     teacher = [metrics["test"]["accuracy"] for metrics in study["teacher"].values()]
     speedups = list(next(iter(next(iter(study["results"].values())).values()))["test"]["at_speedup"])
@@ -53,7 +54,7 @@ def table(study: dict[str, Any]) -> str:
         "",
         "| method | seeds | area 2×–12× | 95% interval | "
         + " | ".join(f"{float(speedup):g}×" for speedup in speedups)
-        + f" | {OURS} − it |",
+        + f" | {ours} − it |",
         "|---" * (5 + len(speedups)) + "|",
     ]
     for name, seeds in study["results"].items():
@@ -68,7 +69,7 @@ def table(study: dict[str, Any]) -> str:
                 f"{100 * np.mean([test['at_speedup'][speedup] for test in tests]):.1f}"
                 for speedup in speedups
             ),
-            difference(study["results"].get(OURS, {}), seeds) if name != OURS else "",
+            difference(study["results"].get(ours, {}), seeds) if name != ours else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
@@ -99,7 +100,7 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     return f"{100 * np.mean(found):+.1f}{scatter} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def plot(studies: Sequence[dict[str, Any]], path: Path) -> None:
+def plot(studies: Sequence[dict[str, Any]], path: Path, ours: str = OURS) -> None:
     """Accuracy against speed-up in MACs, a panel a set; bands are one standard deviation over seeds."""
     figure, panels = plt.subplots(
         1, len(studies), figsize=(4.2 * len(studies), 4), squeeze=False, layout="constrained"
@@ -111,11 +112,11 @@ def plot(studies: Sequence[dict[str, Any]], path: Path) -> None:
             results = [result["test"]["at_speedup"] for result in study["results"][name].values()]
             speedups = [float(speedup) for speedup in results[0]]
             values = 100 * np.array([list(result.values()) for result in results])
-            ours = {"color": "black", "linewidth": 2.5} if name == OURS else {"color": f"C{number}"}
-            axes.plot(speedups, values.mean(0), marker="o", markersize=4, label=name, **ours)
+            style = {"color": "black", "linewidth": 2.5} if name == ours else {"color": f"C{number}"}
+            axes.plot(speedups, values.mean(0), marker="o", markersize=4, label=name, **style)
             if len(values) > 1:
                 low, high = values.mean(0) - values.std(0, ddof=1), values.mean(0) + values.std(0, ddof=1)
-                axes.fill_between(speedups, low, high, alpha=0.15, color=ours["color"], linewidth=0)
+                axes.fill_between(speedups, low, high, alpha=0.15, color=style["color"], linewidth=0)
         axes.set(title=study["task"], xlabel="MACs of the teacher / MACs", xscale="log")
         axes.set_xticks(speedups, [f"{speedup:g}×" for speedup in speedups])
         axes.minorticks_off()
