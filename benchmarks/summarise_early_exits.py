@@ -108,7 +108,9 @@ def plot(studies: Sequence[dict[str, Any]], path: Path, ours: str = OURS) -> Non
     for axes, study in zip(panels[0], studies, strict=True):
         teacher = np.mean([metrics["test"]["accuracy"] for metrics in study["teacher"].values()])
         axes.axhline(100 * teacher, color="0.5", linestyle=":", label="teacher")
-        for number, name in enumerate(name for name in DRAWN if name in study["results"]):
+        for number, name in enumerate(DRAWN):
+            if name not in study["results"]:
+                continue
             results = [result["test"]["at_speedup"] for result in study["results"][name].values()]
             speedups = [float(speedup) for speedup in results[0]]
             values = 100 * np.array([list(result.values()) for result in results])
@@ -122,7 +124,10 @@ def plot(studies: Sequence[dict[str, Any]], path: Path, ours: str = OURS) -> Non
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("accuracy on test (%)")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    handles = {}
+    for axes in panels[0]:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
