@@ -22,7 +22,7 @@ OURS = "alembert"
 """The method that the others are compared with, unless another one is named."""
 DRAWN = (
     "fastbert", "ms-bert, paper", "deebert", "deebert, mean heads", "berxit, mean heads", "pabee, mean heads",
-    "alembert, two budgets", "alembert, all layers, two budgets", "alembert"
+    "alembert, two budgets", "alembert, all layers", "alembert"
 )  # fmt: skip
 
 
