@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 # Libraries read these when they are imported, so they are set before any import of theirs.
@@ -146,3 +149,23 @@ def fast(tmp_path_factory: pytest.TempPathFactory, teacher: Path, task: alembert
     settings = {"epochs": 10, "batch_size": 8, "learning_rate": 1e-2, "max_length": 32}
     alembert.distill("ms-bert", str(teacher), task, folder, options=options, settings=settings)
     return folder
+
+
+@pytest.fixture
+def held_elsewhere() -> Callable[[Path], AbstractContextManager[None]]:
+    """Within the block another process works on the folder."""
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom alembert.common.locks import FolderLock\n"
+        "lock = FolderLock(Path(sys.argv[1]))\nlock.acquire()\nprint(flush=True)\nsys.stdin.read()\n"
+    )
+
+    @contextmanager
+    def held(folder: Path) -> Iterator[None]:
+        command = [sys.executable, "-c", program, str(folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            yield
+            other.kill()
+
+    return held

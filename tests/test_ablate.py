@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import concatenate_datasets
 
@@ -139,7 +140,11 @@ def test_rows_without_a_general_stage_and_without_augmentation(
     results = ablate(
         "tinybert", str(teacher), task, tmp_path / "table", rows=["without-general", "without-augmentation"],
         student=str(student), options={"intermediate_epochs": 1}, settings=settings, augmented=augmented,
+        teacher_cache=tmp_path / "cache",
     )  # fmt: skip
+    # What a teacher says of other rows is kept elsewhere.
+    for cache, rows in (("cache", len(augmented)), ("cache-without-augmentation", len(train))):
+        assert len(np.load(tmp_path / cache / "lengths.npy")) == rows
     assert [row["state"] for row in results["rows"]] == ["complete"] * 3
     full, without_general, without_augmentation = (
         json.loads((Path(row["runs"][0]["run"]) / "alembert.json").read_text())["configuration"]
@@ -149,6 +154,26 @@ def test_rows_without_a_general_stage_and_without_augmentation(
     assert "augmented" not in without_augmentation
     assert full["options"]["initialise"] is without_augmentation["options"]["initialise"] is None
     assert without_general["options"]["initialise"] == "random"
+
+
+def test_two_processes_do_not_make_one_table(
+    tinybert: tuple[Path, dict[str, Any]], teacher: Path, task: alembert.Task, held_elsewhere: Any
+) -> None:
+    folder, _ = tinybert
+    before = (folder / "ablation.json").read_text()
+    with held_elsewhere(folder), pytest.raises(InputError, match="another process is working on it"):
+        ablate("tinybert", str(teacher), task, folder, seeds=[1, 2], student="2x16", settings=TINY)
+    assert (folder / "ablation.json").read_text() == before
+
+
+def test_placements_of_the_table_come_before_given_layers() -> None:
+    table = find_ablations("ms-bert")
+    placed = [
+        step.options for name in ("every-2", "last-half", "all-layers") for step in table.row(name).steps
+    ]
+    assert [options["layers"] for options in placed] == [None] * 3
+    options, _ = resolve(find_method("ms-bert"), "default", {"layers": (1, 3)} | dict(placed[2]), {})
+    assert (options.layers, options.placement) == (None, "all")
 
 
 def test_finished_runs_are_reused(

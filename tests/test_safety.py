@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,23 +91,19 @@ def test_distillation_takes_the_teachers_length(teacher: Path, task: alembert.Ta
     assert alembert.AdaptiveClassifier.from_pretrained(tmp_path / "run").max_length == 32
 
 
-def test_two_processes_do_not_work_in_one_folder(teacher: Path, task: alembert.Task, tmp_path: Path) -> None:
+def test_two_processes_do_not_work_in_one_folder(
+    teacher: Path, task: alembert.Task, tmp_path: Path, held_elsewhere: Any
+) -> None:
     output = tmp_path / "run"
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom alembert.common.locks import FolderLock\n"
-        "lock = FolderLock(Path(sys.argv[1]))\nlock.acquire()\nprint(flush=True)\nsys.stdin.read()\n"
-    )
-    command = [sys.executable, "-c", program, str(output)]
 
     def distil() -> None:
         alembert.distill("fastbert", str(teacher), task, output, settings={"epochs": 1})
 
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        with pytest.raises(alembert.InputError, match="another process is working on it"):
-            distil()
-        other.kill()
+    with (
+        held_elsewhere(output),
+        pytest.raises(alembert.InputError, match="another process is working on it"),
+    ):
+        distil()
     distil()
     assert (output / "alembert.json").exists() and not (output / ".lock").exists()
 

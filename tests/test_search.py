@@ -206,6 +206,15 @@ def test_another_search_in_the_same_folder_is_refused(
         search("kd", str(teacher), task, tmp_path, trials=1, space=SPACE, settings=TINY)
 
 
+def test_two_processes_do_not_search_in_one_folder(
+    found: tuple[Path, dict[str, Any]], teacher: Path, task: alembert.Task, held_elsewhere: Any
+) -> None:
+    folder, results = found
+    with held_elsewhere(folder), pytest.raises(InputError, match="another process is working on it"):
+        search("kd", str(teacher), task, folder, trials=9, space=SPACE, settings=TINY)
+    assert json.loads((folder / "search.json").read_text()) == results
+
+
 def test_refused_trials_are_recorded_and_only_all_of_them_are_an_error(
     teacher: Path, task: alembert.Task, tmp_path: Path
 ) -> None:
