@@ -12,7 +12,7 @@ import alembert
 from alembert.data import Task
 from alembert.methods.alembert import Alembert, AlembertObjective, AlembertOptions, student_depth
 from alembert.methods.base import Sources
-from alembert.models.features import Features
+from alembert.models.features import FeatureRequest, Features
 from alembert.models.loading import load_classifier, load_tokenizer
 from alembert.models.multi_exit import MultiExitOutput
 
@@ -47,7 +47,7 @@ def test_loss_is_the_printed_one(weights: str, expected: tuple[float, ...]) -> N
 def test_by_labels_alone_no_teacher_is_run() -> None:
     objective = AlembertObjective((1,), 2, SINGLE, AlembertOptions(hard_weight=1.0))
     assert objective.teacher_request is None
-    assert AlembertObjective((1,), 2, SINGLE, AlembertOptions()).teacher_request is not None
+    assert AlembertObjective((1,), 2, SINGLE, AlembertOptions()).teacher_request == FeatureRequest()
     logits, labels = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)), torch.arange(5) % 4
     output = MultiExitOutput(logits=logits[1], exit_logits=logits[:1])
     features = Features(attention_mask=torch.ones(5, 3), logits=logits[1], output=output)

@@ -140,14 +140,12 @@ def test_an_interrupted_measurement_lets_others_in(
     monkeypatch.setattr(module, "predict_logits", stop)
     if module is distillation:
         monkeypatch.setattr(module, "measure_teacher", lambda *_: (0.5, 0.5))
-    with pytest.raises(KeyboardInterrupt) as kept:
+    with pytest.raises(KeyboardInterrupt):
         if module is distillation:
             alembert.distill("fastbert", str(teacher), task, tmp_path / "run", settings=QUICK)
         else:
             alembert.finetune(str(teacher), task, tmp_path / "run", settings=QUICK)
     assert (tmp_path / "run" / "in_progress.json").exists()
-    # As in a notebook, the traceback keeps all that was at work alive.
-    assert kept.tb is not None
     assert not (tmp_path / "run" / ".lock").exists()
 
 

@@ -18,8 +18,8 @@ from alembert.benchmarks.worker import Worker
 from alembert.data.metrics import bootstrap_interval, compute_metrics
 from alembert.data.task import Task
 
-POLICY_COLUMNS = ("policy", "top_k", "renormalise", "tolerance")
-"""Of a row: the policy's name and its settings."""
+POLICY_SETTINGS = ("top_k", "renormalise", "tolerance")
+"""What a row says of its policy, besides the name."""
 IN_ORDER, BY_LENGTH, WHOLE_PROCESS = "input order", "by length", "whole process"
 """How texts come into batches."""
 
@@ -61,11 +61,6 @@ class Candidate:
     exit_layers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     macs: np.ndarray | None = None
     macs_executed: np.ndarray | None = None
-
-    @property
-    def policy_settings(self) -> tuple[Any, ...]:
-        """What stands in `POLICY_COLUMNS`."""
-        return (None,) * len(POLICY_COLUMNS) if self.policy is None else tuple(self.policy.values())
 
     @property
     def title(self) -> str:
@@ -144,7 +139,7 @@ class Measurements:
     def row(self, candidate: Candidate, candidates: Sequence[Candidate]) -> dict[str, Any]:
         """A candidate's row; the first of `candidates` is the baseline."""
         baseline = candidates[0]
-        layers = np.unique(candidate.exit_layers).tolist()
+        layers, policy = np.unique(candidate.exit_layers).tolist(), candidate.policy or {}
         return {
             "name": candidate.name,
             "backend": candidate.backend,
@@ -153,7 +148,8 @@ class Measurements:
             "batch_size": candidate.batch_size,
             "batch_tokens": candidate.batch_tokens,
             "speed": candidate.speed if candidate.has_exits else None,
-            **dict(zip(POLICY_COLUMNS, candidate.policy_settings, strict=True)),
+            "policy": policy.get("name"),
+            **{name: policy.get(name) for name in POLICY_SETTINGS},
             **self._quality(candidate.labels, baseline.labels),
             **self._throughput(candidate.title, baseline.title),
             **_latency(self.latencies.get(candidate.title), self.latencies.get(baseline.title)),
@@ -177,7 +173,8 @@ class Measurements:
                 "batch_size",
                 "batch_tokens",
                 "speed",
-                *POLICY_COLUMNS,
+                "policy",
+                *POLICY_SETTINGS,
                 "macs",
                 "macs_executed",
                 "speedup",

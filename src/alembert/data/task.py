@@ -182,7 +182,8 @@ def load_task(
             labelled=labelled,
         )
 
-    if "test" in tables and not _has_labels(tables["test"], label_column):
+    unlabelled = len(tables) > 1 and "test" in tables and not _has_labels(tables["test"], label_column)
+    if unlabelled:
         columns_of(tables["test"], labelled=False)
         if "train" in required_splits and "test" not in required_splits:
             test = tables.pop("test")
@@ -190,7 +191,7 @@ def load_task(
     try:
         columns = {split: columns_of(table) for split, table in tables.items()}
     except InputError as error:
-        if "test" not in tables or len(tables) == 1 or _has_labels(tables["test"], label_column):
+        if not unlabelled:
             raise
         raise InputError(f"{error} Where test has no labels, give another split's file alone.") from error
     declared = next(
